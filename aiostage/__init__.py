@@ -1,0 +1,57 @@
+"""aiostage: stream buffers and textures to the GPU from asyncio, through a ring of mapped staging buffers.
+
+Start at `StagingRing`.
+"""
+
+from .allocation import Allocation
+from .budget import KiB, MemoryBudget, MiB
+from .errors import (
+    AllocationClosed,
+    AllocationTooLarge,
+    BudgetExceeded,
+    DeviceLost,
+    FenceTimeout,
+    InvalidCopy,
+    InvalidSubmit,
+    RingClosed,
+    StagingError,
+    StallTimeout,
+    UnsupportedVersion,
+    ViewStillAlive,
+    WrongLoop,
+)
+from .fences import Fence, FenceTracker
+from .lanes import StagingBuffer
+from .ring import StagingRing
+from .stats import BufferState, StagingStats
+from .uploads import Batch, Frame
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Allocation",
+    "AllocationClosed",
+    "AllocationTooLarge",
+    "Batch",
+    "BudgetExceeded",
+    "BufferState",
+    "DeviceLost",
+    "Fence",
+    "FenceTimeout",
+    "FenceTracker",
+    "Frame",
+    "InvalidCopy",
+    "InvalidSubmit",
+    "KiB",
+    "MemoryBudget",
+    "MiB",
+    "RingClosed",
+    "StagingBuffer",
+    "StagingError",
+    "StagingRing",
+    "StagingStats",
+    "StallTimeout",
+    "UnsupportedVersion",
+    "ViewStillAlive",
+    "WrongLoop",
+]

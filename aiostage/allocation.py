@@ -1,0 +1,270 @@
+"""What a coroutine gets from the ring: a writable slice of a staging buffer."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from .copies import (
+    BufferCopy,
+    Copy,
+    TextureCopy,
+    check_buffer_copy,
+    check_source,
+    footprint,
+    padded_row,
+    resolve_region,
+)
+from .errors import AllocationClosed, InvalidCopy, ViewStillAlive
+from .formats import numpy_layout, texel_block
+from .lanes import StagingBuffer
+from .views import StagedArray, Views
+
+if TYPE_CHECKING:
+    from .ring import StagingRing
+
+
+class TexelLayout(NamedTuple):
+    """How the texels of a slot from `allocate_texture` lie in it."""
+
+    size: tuple[int, int, int]
+    bytes_per_row: int
+    rows_per_image: int
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+
+
+class Allocation:
+    """A writable slice of a staging buffer, from `StagingRing.allocate`.
+
+    Write to it, say where the bytes go, and commit: by leaving `with slot:`, which abandons it on an exception, or by
+    `commit`. Write only, front to back: on a discrete GPU reading staging memory can be 300 times slower than writing.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_closed",
+        "_copies",
+        "_recorded",
+        "_ring",
+        "_texels",
+        "_views",
+        "buffer",
+        "offset",
+        "size",
+    )
+
+    def __init__(self, ring: StagingRing, buffer: StagingBuffer, offset: int, size: int) -> None:
+        self._ring = ring
+        self.buffer = buffer
+        """The `StagingBuffer` that it lies in; `buffer.handle` is wgpu's GPUBuffer."""
+        self.offset = offset
+        """Where it starts in the buffer, in bytes."""
+        self.size = size
+        """Its length in bytes."""
+        self._closed = False
+        self._copies: list[Copy] = []
+        self._recorded: list[tuple[Any, Copy]] = []  # (caller's encoder, copy)
+        self._views: Views | None = None
+        self._texels: TexelLayout | None = None
+
+    # -- writing --
+
+    @property
+    def view(self) -> memoryview:
+        """Its bytes, writable. Released at commit; what was made from it must be gone by then."""
+        return self._open_views().view
+
+    def array(self, dtype: npt.DTypeLike | None = None, shape: int | Sequence[int] | None = None) -> StagedArray:
+        """A writable array over its bytes; read-only from commit on, with every slice of it.
+
+        By default of uint8 and all bytes; for `allocate_texture`, of the format's type and shaped (layers, rows,
+        columns, channels) without the axes that are 1, with the padded row stride in its strides.
+
+        :raises ValueError: it does not fit.
+        """
+        texels = self._texels
+        if texels is not None and dtype is None and shape is None:
+            return self._open_views().array(texels.dtype, texels.shape, texels.strides)
+        element = np.dtype(np.uint8 if dtype is None else dtype)
+        if shape is None:
+            shape = (self.size // element.itemsize,)
+        extents = (int(shape),) if isinstance(shape, int | np.integer) else tuple(int(n) for n in shape)
+        if min(extents, default=0) < 0 or math.prod(extents) * element.itemsize > self.size:
+            raise ValueError(f"{extents} of {element} do not fit in an allocation of {self.size} bytes")
+        return self._open_views().array(element, extents)
+
+    # -- saying where it goes --
+
+    def copy_to_buffer(
+        self,
+        buffer: Any,
+        buffer_offset: int = 0,
+        *,
+        data_offset: int = 0,
+        size: int | None = None,
+        encoder: Any = None,
+    ) -> None:
+        """Copy `size` bytes (default: the rest) from `data_offset` on to `buffer_offset` of a GPUBuffer.
+
+        It runs with the ring's next submit or, with `encoder`, where it is recorded: into that encoder, at commit.
+
+        :raises InvalidCopy: WebGPU would refuse it; nothing was staged.
+        """
+        self._check_open()
+        nbytes = self.size - data_offset if size is None else size
+        check_buffer_copy(buffer, buffer_offset, nbytes, self._ring._native)
+        check_source(data_offset, nbytes, self.size, 4)
+        if nbytes:
+            self._keep(BufferCopy(self.buffer, self.offset + data_offset, buffer, buffer_offset, nbytes), encoder)
+
+    def copy_to_texture(
+        self,
+        destination: Mapping[str, Any],
+        data_layout: Mapping[str, int] | None = None,
+        size: Any = None,
+        *,
+        encoder: Any = None,
+    ) -> None:
+        """Copy texels to a region of a texture; the arguments are those of wgpu's `copy_buffer_to_texture`.
+
+        `data_layout` (offset, bytes_per_row, rows_per_image) and `size` default to those of `allocate_texture`.
+
+        :raises InvalidCopy: WebGPU would refuse it; nothing was staged.
+        """
+        self._check_open()
+        texels = self._texels
+        if size is None:
+            if texels is None:
+                raise InvalidCopy("size is needed for an allocation that allocate_texture did not make")
+            size = texels.size
+        region = resolve_region(destination, size, self._ring._native)
+        layout = dict(data_layout or {})
+        row = texels.bytes_per_row if texels else padded_row(region.row_bytes)
+        images = texels.rows_per_image if texels else region.block_rows
+        offset = int(layout.pop("offset", 0))
+        bytes_per_row = int(layout.pop("bytes_per_row", 0) or row)
+        rows_per_image = int(layout.pop("rows_per_image", 0) or images)
+        if layout:
+            raise InvalidCopy(f"data_layout has offset, bytes_per_row and rows_per_image, not {sorted(layout)}")
+        if bytes_per_row % 256 or bytes_per_row < region.row_bytes:
+            raise InvalidCopy(
+                f"bytes_per_row must be a multiple of 256 and at least {region.row_bytes}, not {bytes_per_row}"
+            )
+        if rows_per_image < region.block_rows:
+            raise InvalidCopy(f"rows_per_image must be at least {region.block_rows}, not {rows_per_image}")
+        check_source(offset, footprint(region, bytes_per_row, rows_per_image), self.size, 1)
+        start = self.offset + offset
+        if start % max(4, region.block.nbytes):
+            raise InvalidCopy(
+                f"texels start at byte {start} of the staging buffer, which must be a multiple of "
+                f"{max(4, region.block.nbytes)}: allocate with that alignment"
+            )
+        if not region.is_empty:
+            self._keep(TextureCopy(self.buffer, start, region, bytes_per_row, rows_per_image), encoder)
+
+    # -- ending --
+
+    def commit(self) -> None:
+        """Nobody writes any more; the copies may be submitted.
+
+        :raises ViewStillAlive: something still can write, see `docs/views.md`. The allocation stays open.
+        :raises AllocationClosed: it was committed or abandoned before.
+        """
+        self._check_open()
+        if self._views is not None:
+            self._views.close(self._ring._strict_views)
+        self._close()
+        self._ring._committed(self, self._copies, self._recorded)
+
+    def abandon(self) -> None:
+        """Give the place up; nothing is copied. Does nothing when the allocation is closed already."""
+        if self._closed:
+            return
+        self._close()
+        if self._views is not None:
+            self._views.give_up()
+        self._ring._abandoned(self, self._views)
+
+    def __enter__(self) -> Allocation:
+        self._check_open()
+        return self
+
+    def __exit__(self, exc_type: type[BaseException] | None, *rest: object) -> None:
+        if self._closed:
+            return
+        if exc_type is not None:
+            self.abandon()
+            return
+        try:
+            self.commit()
+        except ViewStillAlive:
+            self.abandon()  # nobody else will; the place is not given out again while the view lives
+            raise
+
+    def __del__(self) -> None:
+        if not getattr(self, "_closed", True):
+            warnings.warn(f"{self!r} was neither committed nor abandoned", ResourceWarning, stacklevel=1)
+            self._close()
+            ring, buffer, offset, size = self._ring, self.buffer, self.offset, self.size
+            ring._port.post(partial(ring._drop, buffer, buffer.trip, offset, size, self._views))
+
+    def __repr__(self) -> str:
+        state = "closed" if self._closed else "open"
+        return f"<Allocation of {self.size} bytes at {self.offset} of staging buffer {self.buffer.index}, {state}>"
+
+    def _keep(self, copy: Copy, encoder: Any) -> None:
+        if encoder is None:
+            self._copies.append(copy)
+        else:
+            self._recorded.append((encoder, copy))
+
+    def _open_views(self) -> Views:
+        self._check_open()
+        if self._views is None:
+            self._views = Views(self.buffer.address + self.offset, self.size, self.buffer.keep_alive)
+        return self._views
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise AllocationClosed("the allocation was committed or abandoned before")
+        if self._ring._error is not None:
+            raise self._ring._error
+        self._ring._port.check()
+
+    def _close(self) -> None:
+        self._closed = True
+
+
+def texel_layout(size: Any, format: str, aspect: str = "all") -> TexelLayout:
+    """The layout of `size` texels of a format in staging memory, rows padded to 256 bytes.
+
+    :raises ValueError: the format or aspect cannot be written by a copy, or the size is not positive.
+    """
+    block = texel_block(format, aspect)
+    extents = [int(n) for n in (size.values() if isinstance(size, Mapping) else size)]
+    extents += [1] * (3 - len(extents))
+    if len(extents) != 3 or min(extents) <= 0:
+        raise ValueError(f"size must be one to three positive numbers, not {size!r}")
+    width, height, layers = extents
+    columns, rows = -(-width // block.width), -(-height // block.height)
+    stride = padded_row(columns * block.nbytes)
+    plain = numpy_layout(format)
+    if plain is None:  # whole blocks, as bytes
+        dtype, channels = np.dtype(np.uint8), 1
+        columns *= block.nbytes
+        step = 1
+    else:
+        dtype, channels = np.dtype(plain[0]), plain[1]
+        step = block.nbytes
+    axes = slice(int(layers == 1), 3 + int(channels > 1))  # without those that are 1
+    shape: tuple[int, ...] = (layers, rows, columns, channels)
+    strides: tuple[int, ...] = (stride * rows, stride, step, dtype.itemsize)
+    return TexelLayout((width, height, layers), stride, rows, dtype, shape[axes], strides[axes])

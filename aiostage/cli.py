@@ -1,0 +1,122 @@
+"""The command line: `aiostage info`, `aiostage demo`, `aiostage bench`. Imports what a command needs when it runs."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import platform
+import subprocess
+import sys
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import NoReturn
+
+import aiostage
+from aiostage.demo import options as demo_options
+from aiostage.demo.options import UsageError
+
+# What the extra `demo` installs: the module to look for, and the name to say.
+DEMO_MODULES = {"rich": "rich", "rendercanvas": "rendercanvas", "PIL": "pillow"}
+SAMPLE_MODULES = {"skimage": "scikit-image"}
+
+
+class Parser(argparse.ArgumentParser):
+    """Reports a mistake in one line, where argparse would print the usage first."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status: 2 for what the user can put right, 130 for Ctrl-C."""
+    arguments = build_parser().parse_args(argv)
+    try:
+        return int(arguments.command(arguments))
+    except (UsageError, aiostage.StagingError) as error:
+        kind = "" if isinstance(error, UsageError) else f"{type(error).__name__}: "
+        print(f"aiostage {arguments.name}: {kind}{error}", file=sys.stderr)
+        return 2 if isinstance(error, UsageError) else 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = Parser(prog="aiostage", description="Asyncio-native GPU uploads for wgpu-py.")
+    parser.add_argument("--version", action="version", version=f"aiostage {aiostage.__version__}")
+    commands = parser.add_subparsers(dest="name", metavar="COMMAND", required=True)
+
+    info = commands.add_parser("info", help="adapters, the chosen one, staging memory, versions")
+    info.set_defaults(command=run_info)
+
+    demo = commands.add_parser("demo", help="stream photographs to the GPU and verify every byte")
+    demo_options.add_arguments(demo)
+    demo.set_defaults(command=run_demo)
+
+    bench = commands.add_parser("bench", help="run the benchmarks of a source checkout", add_help=False)
+    bench.add_argument("arguments", nargs=argparse.REMAINDER, metavar="ARGUMENTS", help="passed on to the benchmarks")
+    bench.set_defaults(command=run_bench)
+    return parser
+
+
+def run_demo(arguments: argparse.Namespace) -> int:
+    require("demo", DEMO_MODULES if arguments.images else DEMO_MODULES | SAMPLE_MODULES)
+    from aiostage.demo import app
+
+    return app.run(demo_options.from_arguments(arguments))
+
+
+def run_bench(arguments: argparse.Namespace) -> int:
+    checkout = Path(__file__).resolve().parent.parent
+    if not (checkout / "benchmarks").is_dir():
+        raise UsageError("the benchmarks are not installed: run this in a source checkout of aiostage")
+    return subprocess.run([sys.executable, "-m", "benchmarks", *arguments.arguments], cwd=checkout).returncode
+
+
+def run_info(arguments: argparse.Namespace) -> int:
+    import anyio
+
+    for name, version in versions().items():
+        print(f"{name:<15} {version}")
+    anyio.run(print_adapters)
+    return 0
+
+
+async def print_adapters() -> None:
+    """Every adapter that wgpu finds, the one the demo would choose, the kind of staging memory on it."""
+    import wgpu
+
+    from aiostage.demo.gpu import describe, find_adapter
+
+    chosen = await find_adapter()
+    for adapter in await wgpu.gpu.enumerate_adapters_async():
+        print(f"{'adapter':<15} {describe(adapter)}")
+    print(f"{'chosen':<15} {describe(chosen)}")
+    async with aiostage.StagingRing(await chosen.request_device_async(), ring_count=1, buffer_size=65536) as ring:
+        kind = "host-cached memory" if ring.host_cached else "MAP_WRITE memory: fast to write, may be slow to read"
+    print(f"{'staging':<15} {kind}")
+
+
+def versions() -> dict[str, str]:
+    """Versions of aiostage, of what it stands on, and of Python."""
+    from wgpu.backends import wgpu_native
+
+    return {
+        "aiostage": aiostage.__version__,
+        "wgpu": metadata.version("wgpu"),
+        "wgpu-native": ".".join(map(str, wgpu_native.lib_version_info)),
+        "numpy": metadata.version("numpy"),
+        "anyio": metadata.version("anyio"),
+        "Python": f"{platform.python_version()} ({platform.system()} {platform.machine()})",
+    }
+
+
+def require(extra: str, modules: dict[str, str]) -> None:
+    """Raise UsageError, with the command that helps, unless all these modules can be imported."""
+    missing = [name for module, name in modules.items() if importlib.util.find_spec(module) is None]
+    if missing:
+        raise UsageError(f"needs {', '.join(missing)}: pip install 'aiostage[{extra}]'")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,242 @@
+"""One run of the demo, from the command line's options to the exit status."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+import anyio
+import anyio.to_thread
+import numpy as np
+import numpy.typing as npt
+import wgpu
+from PIL import Image
+
+import aiostage
+
+from . import gpu, photos, report, timeline
+from .canvas import Canvas, check_window, open_offscreen, open_window
+from .mosaic import Mosaic
+from .observe import Observer
+from .options import Options, UsageError
+from .stream import LEVELS, Progress, Streamer
+from .tiles import ROW_BYTES, TILE, TILE_BYTES, plan
+from .verify import differing
+
+FRAME_SECONDS = 1 / 60
+MAX_TILES = 1024  # 256 MiB of texture
+LAST_FRAME_SAMPLES = 4  # a side: the picture that is kept is drawn with more care
+
+
+def run(options: Options) -> int:
+    """Run the demo; returns the exit status. Raises UsageError for what the user can put right."""
+    demo = Demo(options)
+    try:
+        return anyio.run(demo.run)
+    except BaseExceptionGroup as group:
+        error = first_cause(group)
+        if not isinstance(error, KeyboardInterrupt):
+            raise error from group
+    except KeyboardInterrupt:
+        pass
+    demo.tell_interrupted()
+    return 130
+
+
+def first_cause(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """Of the exceptions that ended several tasks, the one to report: an interrupt, else the user's, else the first."""
+
+    def leaves(error: BaseException) -> Iterator[BaseException]:
+        if isinstance(error, BaseExceptionGroup):
+            for inner in error.exceptions:
+                yield from leaves(inner)
+        else:
+            yield error
+
+    ranks = (KeyboardInterrupt, UsageError, BaseException)
+    return min(leaves(group), key=lambda error: next(i for i, rank in enumerate(ranks) if isinstance(error, rank)))
+
+
+class Demo:
+    """The run's parts and how far it got, kept here so that an interrupt can still report them."""
+
+    def __init__(self, options: Options) -> None:
+        self.options = options
+        self.observer: Observer | None = None
+        self.progress = Progress(0)
+        self.adapter: Any = None
+        self._frame_drawn = anyio.Event()
+        self._drawing = True
+
+    async def run(self) -> int:
+        """Stream, draw, verify, write the pictures."""
+        options = self.options
+        self._check()
+        self.adapter = await gpu.find_adapter()
+        limit = min(MAX_TILES, self.adapter.limits["max-texture-array-layers"])
+        self.photos = await anyio.to_thread.run_sync(lambda: photos.survey(photos.find(options.images), limit))
+        self.sizes = [(photo.width, photo.height) for photo in self.photos]
+        self.planned = plan(self.sizes)
+        self.progress = Progress(sum(map(len, self.planned)))
+        self.device = await gpu.open_device(self.adapter, self.progress.tiles)
+        self.texture = create_texture(self.device, self.progress.tiles)
+        async with AsyncExitStack() as stack:
+            self.ring = await open_ring(stack, self.device, options)
+            self.tell_beginning()
+            await self._stream_and_draw()
+            self._write_mosaic(await self._draw_last_frame())
+        self._write_timeline()
+        report.print_statistics(self.observed, self.progress, options.coroutines)
+        return await self._verify()
+
+    @property
+    def observed(self) -> Observer:
+        assert self.observer is not None
+        return self.observer
+
+    def _check(self) -> None:
+        """Refuse what cannot work before anything is opened."""
+        options = self.options
+        if options.buffer_size < ROW_BYTES:
+            raise UsageError(
+                f"--buffer-size {options.buffer_size} is less than one row of a tile, {ROW_BYTES} bytes"
+            )
+        if options.window:
+            check_window()
+        try:
+            options.output.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UsageError(f"--output {options.output}: {error.strerror}") from error
+
+    async def _stream_and_draw(self) -> None:
+        self.mosaic = Mosaic(self.device, self.texture, self.sizes, self.planned)
+        await self.mosaic.upload(self.ring)
+        opener = open_window if self.options.window else open_offscreen
+        canvas = opener(self.mosaic.size, self.adapter, self.device)
+        observer = self.observer = Observer(self.ring.stats_nowait)
+        reporter = report.Reporter(observer, self.progress, self.options.frames)
+        with reporter.display():
+            async with anyio.create_task_group() as watchers:
+                watchers.start_soon(observer.sample_for_ever)
+                watchers.start_soon(observer.measure_lag_for_ever)
+                watchers.start_soon(reporter.print_for_ever)
+                async with anyio.create_task_group() as work:
+                    work.start_soon(self._stream)
+                    work.start_soon(self._draw, canvas)
+                watchers.cancel_scope.cancel()
+            observer.stop()
+        canvas.close()
+
+    async def _stream(self) -> None:
+        """All rounds, spread over the frames that will be drawn."""
+        observer, progress = self.observed, self.progress
+        streamer = Streamer(
+            self.ring,
+            self.texture,
+            self.photos,
+            self.planned,
+            self.options.coroutines,
+            progress,
+            observer.clock,
+            observer.look,
+        )
+        for level in range(len(LEVELS)):
+            while self._drawing and progress.frames < level * self.options.frames // len(LEVELS):
+                await self._frame_drawn.wait()
+            await streamer.round(level)
+
+    async def _draw(self, canvas: Canvas) -> None:
+        """Sixty frames a second: as many as were asked for, and on until the last tile is up."""
+        observer, progress = self.observed, self.progress
+        due = time.perf_counter()
+        while not canvas.closed and (
+            progress.frames < self.options.frames or progress.uploads < progress.uploads_planned
+        ):
+            if canvas.visible:
+                async with self.ring.frame() as frame:
+                    await self.mosaic.draw(frame, canvas.texture(), observer.clock(), progress.arrived)
+                observer.frames.append(observer.clock())
+                if self.options.window:
+                    canvas.present()
+            progress.frames += 1
+            self._frame_drawn.set()
+            self._frame_drawn = anyio.Event()
+            due = max(due + FRAME_SECONDS, time.perf_counter() - FRAME_SECONDS)
+            await anyio.sleep(max(0.0, due - time.perf_counter()))
+        self._drawing = False
+        self._frame_drawn.set()
+
+    async def _draw_last_frame(self) -> npt.NDArray[np.uint8]:
+        """The finished mosaic, always offscreen: a window's picture cannot be read back."""
+        canvas = open_offscreen(self.mosaic.size, self.adapter, self.device)
+        long_ago = np.zeros_like(self.progress.arrived)
+        async with self.ring.frame() as frame:
+            await self.mosaic.draw(frame, canvas.texture(), 1e6, long_ago, LAST_FRAME_SAMPLES)
+        await frame.fence
+        image: npt.NDArray[np.uint8] = canvas.image()
+        canvas.close()
+        return image
+
+    def _write_mosaic(self, image: npt.NDArray[np.uint8]) -> None:
+        write_picture(Image.fromarray(image).convert("RGB"), self.options.output / "mosaic.png")
+
+    def _write_timeline(self) -> None:
+        stats = self.observed.latest
+        title = (
+            f"{self.progress.uploads} tiles, {report.mib(self.progress.bytes)}, through "
+            f"{stats.ring_count} × {report.mib(stats.buffer_size)} of staging memory"
+        )
+        subtitle = (
+            f"{self.options.coroutines} coroutines, {stats.buffer_stalls} stalls, {self.progress.frames} frames drawn "
+            f"meanwhile; {gpu.describe(self.adapter)}"
+        )
+        picture = timeline.draw(self.observed.samples, self.observed.frames, title, subtitle)
+        write_picture(picture, self.options.output / "timeline.png")
+
+    async def _verify(self) -> int:
+        wrong = await differing(self.device, self.texture, self.photos, self.planned)
+        total = f"{self.progress.tiles} tiles, {report.mib(self.progress.tiles * TILE_BYTES)}"
+        if wrong:
+            where = ", ".join(f"{self.photos[tile.photo].path.name} at {tile.x},{tile.y}" for tile in wrong[:3])
+            print(f"DIFFERENT {len(wrong)} of {total} do not read back as sent: {where}{' …' * (len(wrong) > 3)}")
+        else:
+            print(f"verified  every byte of the texture ({total}) equals the photographs")
+        print(f"pictures  {self.options.output / 'mosaic.png'}, {self.options.output / 'timeline.png'}")
+        return 1 if wrong else 0
+
+    def tell_beginning(self) -> None:
+        print(
+            f"{len(self.photos)} photographs, {self.progress.tiles} tiles of {TILE}×{TILE}, {len(LEVELS)} rounds from "
+            f"coarse to sharp, on {gpu.describe(self.adapter)}",
+            flush=True,
+        )
+
+    def tell_interrupted(self) -> None:
+        print("interrupted")
+        if self.observer is not None:
+            report.print_statistics(self.observer, self.progress, self.options.coroutines)
+
+
+async def open_ring(stack: AsyncExitStack, device: Any, options: Options) -> aiostage.StagingRing:
+    try:
+        ring = aiostage.StagingRing(device, ring_count=options.ring_count, buffer_size=options.buffer_size)
+        return await stack.enter_async_context(ring)
+    except (ValueError, aiostage.StagingError) as error:
+        raise UsageError(f"no ring of {options.ring_count} × {options.buffer_size} bytes: {error}") from error
+
+
+def create_texture(device: Any, layers: int) -> Any:
+    usage = wgpu.TextureUsage.COPY_DST | wgpu.TextureUsage.COPY_SRC | wgpu.TextureUsage.TEXTURE_BINDING
+    return device.create_texture(size=(TILE, TILE, layers), format="rgba8unorm", usage=usage)
+
+
+def write_picture(image: Image.Image, path: Path) -> None:
+    try:
+        image.save(path)
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror or error}") from error
+
+

@@ -1,0 +1,64 @@
+"""What can go wrong, by name.
+
+Every exception of this library is a `StagingError` and also the builtin or anyio class that a caller who has never
+heard of this library would expect.
+"""
+
+from __future__ import annotations
+
+import anyio
+
+
+class StagingError(Exception):
+    """Base of everything that this library raises on its own account."""
+
+
+class AllocationTooLarge(StagingError, ValueError):
+    """More bytes were asked for than one staging buffer has: waiting would never help."""
+
+
+class BudgetExceeded(StagingError, MemoryError):
+    """The staging memory would exceed its `MemoryBudget`; nothing was created."""
+
+
+class ViewStillAlive(StagingError, BufferError):
+    """Something outside the library can still write to the memory of an allocation that is to be committed.
+
+    Named and derived after Python's own precedent: `mmap.close` raises BufferError while exports exist.
+    """
+
+
+class AllocationClosed(StagingError, ValueError):
+    """The allocation was committed or abandoned before."""
+
+
+class FenceTimeout(StagingError, TimeoutError):
+    """The GPU did not finish within the time given."""
+
+
+class StallTimeout(StagingError, TimeoutError):
+    """No staging buffer can come back, because open allocations hold them all; the message says whose they are."""
+
+
+class DeviceLost(StagingError, anyio.BrokenResourceError):
+    """The GPU device is gone, and with it everything that was staged or in flight."""
+
+
+class RingClosed(StagingError, anyio.ClosedResourceError):
+    """The ring was closed, or never opened."""
+
+
+class InvalidCopy(StagingError, ValueError):
+    """A copy that WebGPU would refuse; the message has the numbers. Nothing of it was submitted."""
+
+
+class InvalidSubmit(StagingError, ValueError):
+    """A command buffer that cannot be submitted here: another device's, submitted before, or none at all."""
+
+
+class WrongLoop(StagingError, RuntimeError):
+    """A ring, allocation or fence was used from another event loop or thread than the one that it lives on."""
+
+
+class UnsupportedVersion(StagingError, RuntimeError):
+    """The installed wgpu cannot be driven by this version of the library."""

@@ -1,0 +1,308 @@
+"""Fences: awaitables that complete when the GPU has finished what was submitted before them."""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Generator
+from functools import partial
+from typing import Any, ClassVar
+from weakref import WeakSet, WeakValueDictionary
+
+import anyio
+
+from .errors import DeviceLost, FenceTimeout
+from .loop import LoopPort
+from .native import Native, connect
+
+logger = logging.getLogger("aiostage")
+
+
+class Fence:
+    """Completes when the GPU has finished all that was submitted before the fence was inserted.
+
+    Any number of tasks may await it, before or after; a cancelled one does not disturb the others. Awaiting raises
+    DeviceLost if the device went away first. Fences complete in the order of their `value`.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_callbacks",
+        "_error",
+        "_event",
+        "_tracker",
+        "completed_at",
+        "inserted_at",
+        "value",
+    )
+
+    def __init__(self, tracker: FenceTracker) -> None:
+        self._tracker = tracker
+        self._callbacks: list[Callable[[Fence], object]] = []
+        self._event: anyio.Event | None = None
+        self._error: DeviceLost | None = None
+        self.value = 0  # until it is inserted
+        self.inserted_at = time.perf_counter()
+        self.completed_at: float | None = None
+
+    def done(self) -> bool:
+        """Whether the GPU has finished, or never will."""
+        return self.completed_at is not None
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds from insertion to completion, or until now."""
+        return (self.completed_at or time.perf_counter()) - self.inserted_at
+
+    def __await__(self) -> Generator[Any, Any, None]:
+        if self.completed_at is None:
+            yield from self._wait().__await__()
+        if self._error is not None:
+            raise DeviceLost(*self._error.args)
+
+    async def wait(self, timeout: float | None = None) -> None:
+        """Wait at most `timeout` seconds.
+
+        :raises FenceTimeout: the GPU was not done by then. The fence stays pending.
+        :raises DeviceLost: it never will be.
+        """
+        with anyio.move_on_after(timeout):
+            await self
+            return
+        raise FenceTimeout(f"fence {self.value} is not done after {self.elapsed:.3f} s; {self._tracker.describe()}")
+
+    def add_done_callback(self, callback: Callable[[Fence], object]) -> None:
+        """Call `callback(fence)` on the loop when done; soon, if it is done already."""
+        if self.done():
+            self._tracker.port.soon(partial(callback, self))
+        else:
+            self._callbacks.append(callback)
+
+    async def _wait(self) -> None:
+        self._tracker.port.check()
+        if self._event is None:
+            self._event = anyio.Event()
+        await self._event.wait()
+
+    def _complete(self, error: DeviceLost | None) -> None:
+        self.completed_at = time.perf_counter()
+        self._error = error
+        if self._event is not None:
+            self._event.set()
+        callbacks, self._callbacks = self._callbacks, []
+        for callback in callbacks:
+            self._tracker.port.soon(partial(callback, self))
+
+    def __repr__(self) -> str:
+        state = "pending" if not self.done() else "lost" if self._error else "done"
+        return f"<Fence {self.value} {state} after {self.elapsed * 1e3:.3f} ms>"
+
+
+class FenceTracker:
+    """The fences of one device, and the thread that polls for them while some are pending.
+
+    :param device: a wgpu.GPUDevice.
+
+    Make it on an event loop; fences complete on that loop. `close` (or leaving `async with`) ends the polling and
+    gives wgpu-py's own poll thread back; rings on the same device share one tracker, see `shared`.
+    """
+
+    _trackers: ClassVar[WeakValueDictionary[tuple[int, int], FenceTracker]] = WeakValueDictionary()
+
+    def __init__(self, device: Any) -> None:
+        self.native: Native = connect(device)
+        self.port = LoopPort()
+        self._pending: deque[Fence] = deque()
+        self._lock = threading.Lock()  # fences are numbered in the order in which the queue gets them
+        self._value = 0
+        self._latencies: deque[float] = deque(maxlen=256)
+        self._users = 1
+        self.native.attach()
+        self._poller = _Poller(self.native, self._expected, self._lost)
+
+    @classmethod
+    def shared(cls, device: Any) -> FenceTracker:
+        """The tracker that this loop's rings on this device share; each must `close` it once."""
+        native, port = connect(device), LoopPort()
+        key = id(native), id(port._here)
+        tracker = cls._trackers.get(key)
+        if tracker is None or tracker._users == 0:
+            tracker = cls._trackers[key] = cls(device)
+        else:
+            tracker._users += 1
+        return tracker
+
+    @property
+    def pending(self) -> int:
+        """How many fences have not completed."""
+        return len(self._pending)
+
+    @property
+    def value(self) -> int:
+        """The value of the newest fence; 0 before the first."""
+        return self._value
+
+    def insert(self, fence: Fence | None = None) -> Fence:
+        """A fence behind everything that was submitted to the device's queue until now.
+
+        :param fence: one that was made earlier, without a value, for work that had yet to be submitted.
+        :raises DeviceLost: the device is gone.
+        """
+        fence = fence or Fence(self)
+        with self._lock:
+            if self.native.is_lost():
+                raise DeviceLost("the device is lost")
+            self._value += 1
+            fence.value = self._value
+            fence.inserted_at = time.perf_counter()
+            self._pending.append(fence)
+            logger.debug("fence %d inserted", fence.value, extra={"fence": fence.value})
+            self.native.on_work_done(lambda ok: self.port.post(partial(self._completed, fence)))
+        self._poller.wake()
+        return fence
+
+    async def wait_all(self) -> None:
+        """Wait for every fence inserted so far. :raises DeviceLost:"""
+        if self._pending:
+            await self._pending[-1]
+
+    def wake(self) -> None:
+        """Start polling: something else than a fence, a re-mapping, is outstanding."""
+        self._poller.wake()
+
+    def latency(self, fraction: float) -> float:
+        """Seconds from insertion to completion that this fraction of the last 256 fences stayed within; 0 if none."""
+        latencies = sorted(self._latencies)
+        return latencies[min(len(latencies) - 1, int(fraction * len(latencies)))] if latencies else 0.0
+
+    def oldest_age(self) -> float:
+        """Seconds that the oldest pending fence has been pending; 0 if none is."""
+        try:
+            return time.perf_counter() - self._pending[0].inserted_at
+        except IndexError:  # none, or the last one was just completed by the loop
+            return 0.0
+
+    def describe(self) -> str:
+        """What is pending, and for how long."""
+        if not self._pending:
+            return "no fence is pending"
+        oldest = self._pending[0]
+        return f"{len(self._pending)} pending, the oldest is fence {oldest.value} for {oldest.elapsed:.3f} s"
+
+    def close(self) -> None:
+        """Stop polling. With fences still pending, they are delivered first if the device still delivers."""
+        self._users -= 1
+        if self._users == 0:
+            self._poller.stop()
+            self.native.detach()
+
+    async def __aenter__(self) -> FenceTracker:
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        try:
+            await self.wait_all()
+        finally:
+            self.close()
+
+    def _expected(self) -> tuple[float, float]:
+        """(seconds that the oldest fence has been pending, seconds that fences took lately)."""
+        return self.oldest_age(), self._latencies[-1] if self._latencies else 0.0
+
+    def _completed(self, fence: Fence) -> None:
+        # A destroyed device reports success for what it never finished.
+        error = DeviceLost(f"the device was lost while {self.describe()}") if self.native.is_lost() else None
+        if error is not None:
+            self._fail(error)
+        while self._pending and self._pending[0].value <= fence.value:
+            done = self._pending.popleft()
+            done._complete(None)
+            self._latencies.append(done.elapsed)
+            logger.debug(
+                "fence %d done after %.6f s",
+                done.value,
+                done.elapsed,
+                extra={"fence": done.value, "elapsed": done.elapsed},
+            )
+
+    def _lost(self) -> None:
+        self.port.post(lambda: self._fail(DeviceLost(f"the device was lost while {self.describe()}")))
+
+    def _fail(self, error: DeviceLost) -> None:
+        while self._pending:
+            self._pending.popleft()._complete(error)
+
+
+class _Poller:
+    """A thread that polls a device while it owes maps or fences, and sleeps for good otherwise.
+
+    A sleep costs some 40 µs of CPU, a late poll costs latency. So the pause is a quarter of the time that the oldest
+    fence has been pending, or of the distance to the moment when it is expected, whichever is shorter.
+    """
+
+    _SHORTEST, _LONGEST = 0.0001, 0.001  # seconds
+
+    def __init__(self, native: Native, expected: Callable[[], tuple[float, float]], lost: Callable[[], None]) -> None:
+        self._native = native
+        self._expected = expected
+        self._lost = lost
+        self._wake = threading.Event()
+        self._parked = False
+        self._stopping = False
+        self._thread: threading.Thread | None = None
+        _pollers.add(self)
+
+    def wake(self) -> None:
+        """Have the device polled until it owes nothing."""
+        if self._thread is None and not self._stopping:
+            self._thread = threading.Thread(target=self._run, name="aiostage poll", daemon=True)
+            self._thread.start()
+        if self._parked:
+            self._wake.set()
+
+    def stop(self) -> None:
+        """End the thread."""
+        self._stopping = True
+        self._wake.set()
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join(timeout=1)
+
+    def _run(self) -> None:
+        native, wake = self._native, self._wake
+        while not self._stopping:
+            if native.outstanding() == 0:
+                self._park()
+                continue
+            if native.is_lost():
+                native.poll()  # delivers the maps that will never be
+                self._lost()
+                self._park()
+                continue
+            native.poll()
+            wake.wait(self._pause())
+
+    def _park(self) -> None:
+        # Parked is said first and the device asked once more, so that a wake between the two is not missed.
+        self._wake.clear()
+        self._parked = True
+        if self._native.outstanding() == 0 or self._native.is_lost():
+            self._wake.wait()
+        self._parked = False
+        self._wake.clear()
+
+    def _pause(self) -> float:
+        age, expected = self._expected()
+        return min(max(min(age, abs(age - expected)) / 4, self._SHORTEST), self._LONGEST)
+
+
+_pollers: WeakSet[_Poller] = WeakSet()
+
+
+@atexit.register
+def _stop_pollers() -> None:
+    # A thread that is inside wgpu while the interpreter goes away takes the process down with it.
+    for poller in list(_pollers):
+        poller.stop()

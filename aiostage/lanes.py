@@ -1,0 +1,185 @@
+"""Staging buffers, and the lanes and trips in which they go to the GPU."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import anyio
+import numpy as np
+import numpy.typing as npt
+
+from .copies import Copy
+from .errors import InvalidCopy, StagingError
+from .fences import Fence
+from .stats import BufferState
+from .views import Views
+
+_PATIENCE = 0.005
+"""Seconds that an open allocation may be old before others prefer a free buffer to sharing one with it."""
+
+
+class Hold(NamedTuple):
+    """Who has an open allocation; for sharing decisions and for the report of a ring that cannot move."""
+
+    task: Any
+    size: int
+    since: float
+
+    def __str__(self) -> str:
+        name = getattr(self.task, "get_name", lambda: getattr(self.task, "name", "no task"))()
+        return f"{name} holds {self.size} bytes for {time.perf_counter() - self.since:.1f} s"
+
+
+class Trip:
+    """One way of a staging buffer to the GPU. Writers wait on it to learn what became of their copies."""
+
+    __slots__ = ("_event", "submission")
+
+    def __init__(self) -> None:
+        self.submission: Submission | None = None
+        self._event: anyio.Event | None = None
+
+    async def wait(self) -> Submission:
+        """The submission that took the buffer, once it was made. :raises DeviceLost, RingClosed:"""
+        if self.submission is None:
+            if self._event is None:
+                self._event = anyio.Event()
+            await self._event.wait()
+        assert self.submission is not None
+        if self.submission.error is not None:
+            raise self.submission.error
+        return self.submission
+
+    def end(self, submission: Submission) -> None:
+        self.submission = submission
+        if self._event is not None:
+            self._event.set()
+
+
+class StagingBuffer:
+    """One host-visible buffer of the ring, and what is in it."""
+
+    __slots__ = (
+        "address",
+        "closed",
+        "copies",
+        "copying",
+        "exports",
+        "handle",
+        "head",
+        "index",
+        "keep_alive",
+        "lane",
+        "memory",
+        "open",
+        "quarantine",
+        "size",
+        "state",
+        "trip",
+        "unstaged",
+        "used",
+    )
+
+    def __init__(self, index: int, handle: Any, size: int) -> None:
+        self.index = index
+        self.handle = handle  # wgpu's own GPUBuffer
+        self.size = size
+        self.keep_alive = lambda _, handle=handle: None  # held by whatever points at the memory
+        self.exports: list[Any] = []  # weak references to what exported memory of it and was alive at commit
+        self.quarantine: list[Views] = []  # abandoned, with views alive that could not be made read-only
+        self.state = BufferState.FENCED
+        self.memory: npt.NDArray[np.uint8] | None = None  # its bytes while mapped
+        self.address = 0
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget a round of use."""
+        self.lane: Lane | None = None
+        self.trip = Trip()
+        self.head = 0  # first byte that no allocation has taken
+        self.used = 0  # bytes allocated and not abandoned
+        self.closed = False  # takes no more allocations
+        self.open: dict[int, Hold] = {}  # allocations that users hold, by offset
+        self.copying = 0  # places that the library itself holds
+        self.copies = 0  # copies staged and not submitted
+        self.unstaged = 0  # allocations committed without a copy: somebody may yet make one of his own
+
+    @property
+    def is_held(self) -> bool:
+        """Whether somebody may still write to it."""
+        return bool(self.open) or self.copying > 0
+
+    def place(self, size: int, alignment: int) -> int | None:
+        """Offset where `size` bytes fit, or None."""
+        offset = -(-self.head // alignment) * alignment
+        return None if self.closed or offset + size > self.size else offset
+
+    def is_held_long(self) -> bool:
+        """Whether its oldest open allocation has been open for long, as a slow producer's."""
+        for hold in self.open.values():
+            return time.perf_counter() - hold.since > _PATIENCE
+        return False
+
+
+class Lane:
+    """Staging buffers whose copies depart together, in the order in which they were staged."""
+
+    __slots__ = ("buffers", "copies", "trips")
+
+    def __init__(self, ends: bool = False) -> None:
+        self.buffers: list[StagingBuffer] = []  # IN_USE, oldest first; the last takes allocations
+        self.copies: list[Copy] = []
+        self.trips: list[Trip] | None = [] if ends else None  # where the copies of a batch or frame went
+
+    def stage(self, copy: Copy) -> None:
+        copy.source.copies += 1
+        self.copies.append(copy)
+
+    def take(self, buffers: Sequence[StagingBuffer]) -> list[Copy]:
+        """Remove `buffers` and their copies, which are returned in order."""
+        going = set(buffers)
+        copies = [copy for copy in self.copies if copy.source in going]
+        self.copies = [copy for copy in self.copies if copy.source not in going]
+        self.buffers = [buffer for buffer in self.buffers if buffer not in going]
+        return copies
+
+    def ready(self) -> list[StagingBuffer]:
+        """Buffers that may depart by themselves: nobody writes to them, and no earlier copy to a destination of theirs
+        stays behind in a buffer that somebody does write to."""
+        staying = {b for b in self.buffers if b.is_held or b.unstaged or not b.used}
+        if not staying:
+            return list(self.buffers)
+        while True:
+            targets: set[int] = set()
+            kept = len(staying)
+            for copy in self.copies:
+                if copy.source in staying or id(copy.destination) in targets:
+                    targets.add(id(copy.destination))
+                    staying.add(copy.source)
+            if len(staying) == kept:
+                return [b for b in self.buffers if b not in staying]
+
+
+class Submission:
+    """One queue submit: what goes, and how it went."""
+
+    __slots__ = ("buffers", "command_buffers", "copies", "error", "failures", "fence", "made", "trips")
+
+    def __init__(
+        self,
+        buffers: Sequence[StagingBuffer],
+        copies: list[Copy],
+        command_buffers: Sequence[Any],
+        fence: Fence,
+    ) -> None:
+        self.buffers = buffers
+        self.copies = copies
+        self.command_buffers = command_buffers
+        self.fence = fence
+        self.failures: list[tuple[Copy, InvalidCopy]] = []
+        self.error: StagingError | None = None
+        self.made = Trip()  # ends when the submit was made
+        # A submitting thread may be overtaken by the buffers' coming back, with trips of their own ahead of them.
+        self.trips = [buffer.trip for buffer in buffers]

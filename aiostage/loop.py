@@ -1,0 +1,78 @@
+"""The event loop that a ring lives on, as the library's threads see it: asyncio, uvloop or trio."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from .errors import WrongLoop
+
+Callback = Callable[[], object]
+
+
+class LoopPort:
+    """The way back to one event loop.
+
+    Make one on the loop. `post` may then be called from any thread; what was posted runs on the loop, in order. Many
+    posts between two turns of the loop wake it once.
+    """
+
+    def __init__(self) -> None:
+        trio = sys.modules.get("trio")
+        if trio is not None and trio.lowlevel.in_trio_run():
+            self._here: Any = trio.lowlevel.current_trio_token()
+            self._running: Callable[[], Any] = trio.lowlevel.current_trio_token
+            self._wake: Callable[[Callback], object] = self._here.run_sync_soon
+            self._soon = self._wake
+            self.current_task: Callable[[], Any] = trio.lowlevel.current_task
+        else:
+            try:
+                self._here = asyncio.get_running_loop()
+            except RuntimeError:
+                raise WrongLoop("this needs a running event loop (asyncio, uvloop or trio)") from None
+            self._running = asyncio.get_running_loop
+            self._wake = self._here.call_soon_threadsafe
+            self._soon = self._here.call_soon
+            self.current_task = asyncio.current_task
+        self._posted: deque[Callback] = deque()
+        self._scheduled = False
+
+    def check(self) -> None:
+        """Raise WrongLoop unless called on this loop."""
+        try:
+            if self._running() is self._here:
+                return
+        except RuntimeError:
+            pass
+        raise WrongLoop("used from another event loop or thread than the one it was opened on")
+
+    def is_here(self) -> bool:
+        """Whether the caller runs on this loop."""
+        try:
+            self.check()
+        except WrongLoop:
+            return False
+        return True
+
+    def soon(self, callback: Callback) -> None:
+        """Run `callback` after what is ready on the loop now; only from the loop itself."""
+        self._soon(callback)
+
+    def post(self, callback: Callback) -> None:
+        """Run `callback` on the loop, from any thread. A loop that has been closed drops it."""
+        self._posted.append(callback)
+        if not self._scheduled:
+            self._scheduled = True
+            try:
+                self._wake(self._drain)
+            except RuntimeError:  # closed; trio's RunFinishedError is a RuntimeError too
+                self._posted.clear()
+
+    def _drain(self) -> None:
+        # Cleared first: what is posted from now on wakes the loop again, at worst once too often.
+        self._scheduled = False
+        while self._posted:
+            self._posted.popleft()()

@@ -1,0 +1,862 @@
+"""The staging ring: rotation, allocation, waiting and submission.
+
+How a byte travels:
+
+1. `allocate` (or an upload call) takes a place in the current staging buffer of its *lane*: AVAILABLE → IN_USE.
+2. The bytes are written, copies out of them are staged, and the place is given up (`commit`): nobody writes any more.
+3. The lane *departs*: its buffers that nobody writes to are sealed, their copies submitted, a fence inserted and the
+   re-mapping asked for: IN_USE → FENCED. Where a submit blocks, a thread does it.
+4. Fence and mapping are done, the buffer comes back: FENCED → AVAILABLE, and the first waiter is handed its place.
+
+A lane is what departs together: the slots that users hold, the uploads of this turn of the loop, one batch, one frame.
+A buffer serves one lane at a time, so nobody's open allocation can hold up another lane's copies.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import time
+import warnings
+from collections import OrderedDict, deque
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import anyio
+import anyio.lowlevel
+import numpy as np
+
+from . import uploads
+from .allocation import Allocation, texel_layout
+from .budget import MemoryBudget, MiB, default_budget
+from .copies import BufferCopy, Copy
+from .errors import (
+    AllocationTooLarge,
+    DeviceLost,
+    FenceTimeout,
+    InvalidCopy,
+    RingClosed,
+    StagingError,
+    StallTimeout,
+)
+from .fences import Fence, FenceTracker
+from .lanes import Hold, Lane, StagingBuffer, Submission, Trip
+from .native import Native, export
+from .stats import BufferState, StagingStats
+from .views import Views
+from .workers import Workers
+
+logger = logging.getLogger("aiostage")
+
+
+class _Waiter:
+    """Somebody suspended until there is a place; it is handed over, not looked for again."""
+
+    __slots__ = ("alignment", "error", "event", "lane", "place", "size")
+
+    def __init__(self, lane: Lane, size: int, alignment: int) -> None:
+        self.lane = lane
+        self.size = size
+        self.alignment = alignment
+        self.event = anyio.Event()
+        self.place: tuple[StagingBuffer, int] | None = None
+        self.error: StagingError | None = None
+
+
+class _Relay(NamedTuple):
+    """Device memory between a staging buffer and a caller's encoder, in the place of a copy's source."""
+
+    handle: Any
+
+
+class StagingRing:
+    """A ring of mapped staging buffers that coroutines stream to the GPU through.
+
+    :param device: a wgpu.GPUDevice.
+    :param ring_count: number of staging buffers. One works, without overlap of writing and copying.
+    :param buffer_size: bytes in each, a multiple of 4. Larger uploads are split.
+    :param budget: shared limit on staging memory; by default 512 MiB for all rings of the device.
+    :param strict_views: tolerate no view at all of an allocation's memory at commit, not even a read-only one.
+    :param host_cached: staging memory that can be read as fast as it is written, or ValueError where the device has
+        none. By default whatever is fastest to write; `ring.host_cached` says what it is.
+    :param stall_timeout: seconds until an allocation that only open allocations hold up raises StallTimeout.
+    :param fence_timeout: seconds until one that waits for the GPU raises FenceTimeout; None waits on.
+    :param threads: threads that copy uploads; by default one for each core, at most 12.
+    :param inline_size: uploads up to this many bytes are copied on the loop: a thread would cost more.
+
+    Opened by `async with` (or `open` and `aclose`), on the event loop that it then lives on.
+    """
+
+    def __init__(
+        self,
+        device: Any,
+        ring_count: int = 3,
+        buffer_size: int = 8 * MiB,
+        *,
+        budget: MemoryBudget | None = None,
+        strict_views: bool = False,
+        host_cached: bool | None = None,
+        stall_timeout: float = 10.0,
+        fence_timeout: float | None = None,
+        threads: int | None = None,
+        inline_size: int = 256 * 1024,
+    ) -> None:
+        self.device = device
+        self.ring_count = _positive(ring_count, "ring_count")
+        self.buffer_size = _positive(buffer_size, "buffer_size")
+        if buffer_size % 4:
+            raise ValueError(f"buffer_size must be a multiple of 4, not {buffer_size}")
+        self._budget = budget
+        self._strict_views = strict_views
+        self._host_cached = host_cached
+        self._stall_timeout = stall_timeout
+        self._fence_timeout = fence_timeout
+        self._threads = min(12, os.cpu_count() or 2) if threads is None else _positive(threads, "threads")
+        self._inline_size = inline_size
+        self._error: StagingError | None = RingClosed("the ring is not open; use 'async with'")
+        self._buffers: list[StagingBuffer] = []
+        self._cursor = 0  # index where the next buffer is looked for, and the current one while it has room
+        self._slots = Lane()  # what allocate gives out
+        self._uploads = Lane()  # write_buffer and write_texture
+        self._lanes = {self._slots, self._uploads}  # and one of each batch and frame
+        self._waiters: OrderedDict[_Waiter, None] = OrderedDict()
+        self._frames: deque[Fence] = deque()
+        self._failures: deque[tuple[Any, InvalidCopy]] = deque(maxlen=64)  # of slots: (task, why)
+        self._change: anyio.Event | None = None
+        self._flush_scheduled = False
+        self._under_way = 0  # submissions that a thread is making
+        self._stalls = self._submits = self._bytes = self._allocations = 0
+        self._stall_seconds = 0.0
+
+    # -- opening and closing --
+
+    async def open(self) -> None:
+        """Create, map and warm up the staging buffers, off the loop.
+
+        :raises BudgetExceeded: nothing was created.
+        :raises ValueError: the device cannot have such buffers.
+        """
+        if self._buffers:
+            raise RuntimeError("the ring is open already")
+        self._tracker = FenceTracker.shared(self.device)
+        self._native: Native = self._tracker.native
+        self._port = self._tracker.port
+        try:
+            if self.buffer_size > self._native.max_buffer_size:
+                raise ValueError(
+                    f"buffer_size {self.buffer_size} exceeds the device's limit of {self._native.max_buffer_size} bytes"
+                )
+            self.host_cached = self._native.is_host_cached(self._host_cached)
+            self._budget = self._budget or default_budget(self._native)
+            self._budget.reserve(self.ring_count * self.buffer_size)
+        except BaseException:
+            self._tracker.close()
+            raise
+        self._workers = Workers(self._port, self._threads, "copy")
+        self._submitter = Workers(self._port, 1, "submit")
+        try:
+            await self._workers.run(self._create_buffers)
+        except BaseException:
+            self._error = RingClosed("the ring could not be opened")
+            self._release()
+            raise
+        for buffer in self._buffers:
+            self._map_in(buffer)
+        self._error = None
+
+    async def aclose(self) -> None:
+        """Submit what is committed, wait for what is in flight, and give the memory back.
+
+        Waiters are woken with RingClosed; open allocations are abandoned.
+        """
+        if not self._buffers or isinstance(self._error, RingClosed):
+            return
+        lost, self._error = self._error, RingClosed("the ring was closed")
+        self._wake_all(self._error)
+        with anyio.CancelScope(shield=True):
+            while any(buffer.copying for buffer in self._buffers):
+                await self._changed()
+            if lost is None:
+                await self._drain()
+            while self._under_way:
+                await self._changed()
+        self._release()
+
+    async def __aenter__(self) -> StagingRing:
+        await self.open()
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self.aclose()
+
+    def __del__(self) -> None:
+        if getattr(self, "_buffers", None):
+            warnings.warn("a StagingRing was not closed; use 'async with' or aclose", ResourceWarning, stacklevel=1)
+
+    # -- allocating --
+
+    def allocate_nowait(self, size: int, *, alignment: int = 4) -> Allocation:
+        """Like `allocate`. :raises anyio.WouldBlock: there is no room now, or others wait already."""
+        self._check()
+        if alignment != 4:
+            alignment = math.lcm(4, _positive(alignment, "alignment"))
+        self._check_size(size)
+        place = None if self._waiters else self._find(self._slots, size, alignment)
+        if place is None:
+            self._reclaim()
+            raise anyio.WouldBlock
+        return self._open_allocation(place, size)
+
+    async def allocate(self, size: int, *, alignment: int = 4) -> Allocation:
+        """`size` writable bytes of staging memory, at an offset that is a multiple of 4 and of `alignment`.
+
+        Suspends while no buffer has room; first come, first served.
+
+        :raises AllocationTooLarge: more than `buffer_size`.
+        :raises StallTimeout: open allocations have held every buffer for `stall_timeout` seconds.
+        :raises RingClosed, DeviceLost: there will be no room any more.
+        """
+        try:
+            return self.allocate_nowait(size, alignment=alignment)
+        except anyio.WouldBlock:
+            pass
+        place = await self._wait(self._slots, size, math.lcm(4, alignment))
+        place[0].copying -= 1  # the hand-over held it
+        return self._open_allocation(place, size, claimed=True)
+
+    async def allocate_texture(self, size: Any, format: str, *, aspect: str = "all") -> Allocation:
+        """Staging memory for `size` texels (width, height, depth or layers), rows padded as copies demand.
+
+        `slot.array()` has the padded row stride in its strides. Block-compressed formats have one element of
+        `bytes` a block: an array of uint8 (layers, block rows, bytes in a row).
+
+        :raises ValueError: the format cannot be written by a copy.
+        """
+        texels = texel_layout(size, format, aspect)
+        nbytes = texels.bytes_per_row * texels.rows_per_image * texels.size[2]
+        slot = await self.allocate(nbytes, alignment=16)
+        slot._texels = texels
+        return slot
+
+    # -- submitting --
+
+    async def submit(self, command_buffers: Sequence[Any] = ()) -> Fence:
+        """Submit the copies committed so far, then `command_buffers`, in one queue submit.
+
+        Suspends while such a copy shares its staging buffer with an allocation that is still open and no other buffer
+        is free to move it to. (On a software adapter also while a thread makes the submit.)
+
+        :returns: a fence that completes when the GPU has finished all of it.
+        :raises InvalidSubmit: a command buffer is unfit; nothing was submitted.
+        :raises InvalidCopy: a destination of a copy that this task staged was destroyed; the rest was submitted.
+        :raises DeviceLost:
+        """
+        self._check()
+        command_buffers = list(command_buffers)
+        self._native.check_command_buffers(command_buffers)
+        await self._unblock(self._slots)
+        submission = self._depart(self._slots, self._sealable(self._slots), command_buffers)
+        await submission.made.wait()
+        self._raise_failures()
+        return submission.fence
+
+    def submit_nowait(self, command_buffers: Sequence[Any] = ()) -> Fence:
+        """Like `submit`. :raises anyio.WouldBlock: a copy's buffer still has an open allocation."""
+        self._check()
+        command_buffers = list(command_buffers)
+        self._native.check_command_buffers(command_buffers)
+        if any(buffer.copies and buffer.is_held for buffer in self._slots.buffers):
+            raise anyio.WouldBlock
+        submission = self._depart(self._slots, self._sealable(self._slots), command_buffers)
+        if submission.error is not None:
+            raise submission.error
+        self._raise_failures()
+        return submission.fence
+
+    def advance(self, fence: Fence | None = None) -> Fence:
+        """Close the current buffer to new allocations and move to the next.
+
+        What is committed in it is submitted. With a `fence` given, the buffer stays fenced until that is done too.
+
+        :returns: `fence`, or one that completes when the GPU is done with the buffer.
+        :raises anyio.WouldBlock: an allocation in it is open; it is closed to new ones all the same.
+        """
+        self._check()
+        buffer = self._slots.buffers[-1] if self._slots.buffers else self._next_available(self._slots)
+        if buffer is None:  # every buffer is on its way already
+            return fence or self._tracker.insert()
+        buffer.closed = True
+        self._move_cursor(buffer)
+        if buffer.is_held:
+            raise anyio.WouldBlock
+        submission = self._depart(self._slots, [buffer], (), guard=fence)
+        if submission.error is not None:
+            raise submission.error
+        return fence or submission.fence
+
+    # -- uploading --
+
+    async def write_buffer(
+        self, buffer: Any, buffer_offset: int, data: Any, data_offset: int = 0, size: int | None = None
+    ) -> Fence:
+        """Copy `data` to a GPUBuffer, as `GPUQueue.write_buffer` does, without holding the loop.
+
+        On return `data` may be reused, and the copy was submitted: what is submitted later sees it. Calls made in the
+        same turn of the loop share a submit. `data` may be any object with the buffer protocol, also larger than the
+        ring; it is taken in C order.
+
+        :param data_offset: bytes of `data` to skip.
+        :param size: bytes to copy; default: the rest.
+        :returns: a fence that completes when the GPU has copied.
+        :raises InvalidCopy: WebGPU would refuse it; nothing was copied.
+        """
+        self._check()
+        pieces = uploads.from_buffer(self, buffer, buffer_offset, data, data_offset, size)
+        return await uploads.write_now(self, pieces)
+
+    async def write_texture(
+        self,
+        destination: Mapping[str, Any],
+        data: Any,
+        data_layout: Mapping[str, int] | None = None,
+        size: Any = None,
+    ) -> Fence:
+        """Copy `data` to a region of a texture, as `GPUQueue.write_texture` does, without holding the loop.
+
+        With `data_layout` and `size` None both follow from the shape of `data` and the format of the texture.
+
+        :raises InvalidCopy: WebGPU would refuse it; nothing was copied.
+        """
+        self._check()
+        return await uploads.write_now(self, uploads.from_texels(self, destination, data, data_layout, size))
+
+    def batch(self) -> uploads.Batch:
+        """Uploads that are submitted together, when the `async with` block ends."""
+        return uploads.Batch(self)
+
+    def frame(self) -> uploads.Frame:
+        """One frame of a loop: uploads, then `frame.encoder`, in one submit when the `async with` block ends.
+
+        Entering waits while `ring_count` frames are in flight.
+        """
+        return uploads.Frame(self)
+
+    # -- statistics --
+
+    async def stats(self) -> StagingStats:
+        """Poll the GPU once, then a consistent snapshot."""
+        self._check()
+        if self._native.submit_blocks:
+            await self._workers.run(self._native.poll)
+        else:
+            self._native.poll()
+        await anyio.lowlevel.checkpoint()  # what the poll delivered arrives with the loop's next turn
+        return self.stats_nowait()
+
+    def stats_nowait(self) -> StagingStats:
+        """A consistent snapshot, as far as the loop has heard."""
+        return StagingStats(
+            bytes_in_flight=sum(buffer.used for buffer in self._buffers),
+            current_ring_index=self._cursor,
+            buffer_stalls=self._stalls,
+            ring_count=self.ring_count,
+            buffer_size=self.buffer_size,
+            buffer_states=tuple(buffer.state for buffer in self._buffers),
+            waiters=len(self._waiters),
+            bytes_total=self._bytes,
+            allocations_total=self._allocations,
+            submits=self._submits,
+            stall_seconds=self._stall_seconds,
+            fence_latency_p50=self._tracker.latency(0.5) if self._buffers else 0.0,
+            fence_latency_p99=self._tracker.latency(0.99) if self._buffers else 0.0,
+            pending_fences=self._tracker.pending if self._buffers else 0,
+        )
+
+    async def watch(self, interval: float = 0.5) -> AsyncGenerator[StagingStats, None]:
+        """A snapshot every `interval` seconds, until the ring is closed."""
+        while self._error is None:
+            yield await self.stats()
+            await anyio.sleep(interval)
+
+    @property
+    def current(self) -> StagingBuffer:
+        """The buffer that the next allocation is looked for in first."""
+        self._check()
+        return self._buffers[self._cursor]
+
+    def __repr__(self) -> str:
+        return f"<StagingRing of {self.ring_count} × {self.buffer_size} bytes, {self._error or 'open'}>"
+
+    # -- places --
+
+    def _check(self) -> None:
+        if self._error is not None:
+            raise self._error
+        self._port.check()
+
+    def _check_size(self, size: int) -> None:
+        if size > self.buffer_size:
+            raise AllocationTooLarge(f"{size} bytes do not fit in a staging buffer of {self.buffer_size}")
+        if size <= 0:
+            raise ValueError(f"size must be positive, not {size}")
+
+    def _find(self, lane: Lane, size: int, alignment: int) -> tuple[StagingBuffer, int] | None:
+        """Take a place: in the lane's last buffer, a free one, or any of the lane's; None if there is none."""
+        if lane.buffers:
+            buffer = lane.buffers[-1]
+            offset = buffer.place(size, alignment)
+            if offset is not None and not buffer.is_held_long():
+                return self._claim(buffer, offset, size)
+        fresh = self._next_available(lane)
+        if fresh is not None:
+            return self._claim(fresh, 0, size)
+        for buffer in reversed(lane.buffers):
+            offset = buffer.place(size, alignment)
+            if offset is not None:
+                return self._claim(buffer, offset, size)
+        return None
+
+    def _claim(self, buffer: StagingBuffer, offset: int, size: int) -> tuple[StagingBuffer, int]:
+        buffer.head = offset + size
+        buffer.used += size
+        self._bytes += size
+        self._allocations += 1
+        return buffer, offset
+
+    def _next_available(self, lane: Lane) -> StagingBuffer | None:
+        """The next free buffer in ring order, for `lane`."""
+        for step in range(self.ring_count):
+            buffer = self._buffers[(self._cursor + step) % self.ring_count]
+            if buffer.state is BufferState.AVAILABLE:
+                buffer.state = BufferState.IN_USE
+                buffer.lane = lane
+                lane.buffers.append(buffer)
+                if lane.trips is not None:
+                    lane.trips.append(buffer.trip)
+                self._cursor = buffer.index
+                return buffer
+        return None
+
+    def _open_allocation(self, place: tuple[StagingBuffer, int], size: int, claimed: bool = False) -> Allocation:
+        buffer, offset = place
+        buffer.open[offset] = Hold(self._port.current_task(), size, time.perf_counter())
+        return Allocation(self, buffer, offset, size)
+
+    async def _reserve(self, lane: Lane, size: int, alignment: int) -> tuple[StagingBuffer, int]:
+        """A place that the library itself fills; `_filled` ends it."""
+        place = None if self._waiters else self._find(lane, size, alignment)
+        if place is None:
+            return await self._wait(lane, size, alignment)
+        place[0].copying += 1
+        return place
+
+    def _filled(self, buffer: StagingBuffer, size: int, copy: Copy | None) -> None:
+        """A place from `_reserve` is written: its copy is staged, or with None it is given up."""
+        buffer.copying -= 1
+        lane = buffer.lane
+        assert lane is not None
+        if copy is not None:
+            lane.stage(copy)
+        else:
+            buffer.used -= size
+        if lane is self._uploads and not self._flush_scheduled:
+            self._flush_scheduled = True
+            self._port.soon(self._flush)
+        self._let_go(buffer)
+
+    # -- waiting --
+
+    async def _wait(self, lane: Lane, size: int, alignment: int) -> tuple[StagingBuffer, int]:
+        waiter = _Waiter(lane, size, alignment)
+        self._waiters[waiter] = None
+        self._stalls += 1
+        started = time.perf_counter()
+        self._reclaim()
+        self._grant()
+        try:
+            await self._suspend(waiter)
+        except BaseException:
+            self._waiters.pop(waiter, None)
+            if waiter.place is not None:  # handed over while the cancellation was on its way
+                self._filled(waiter.place[0], size, None)
+            else:
+                self._grant()
+            raise
+        finally:
+            self._stall_seconds += time.perf_counter() - started
+        if waiter.error is not None:
+            raise waiter.error
+        assert waiter.place is not None
+        return waiter.place
+
+    async def _suspend(self, waiter: _Waiter) -> None:
+        patience = min(self._stall_timeout, self._fence_timeout or self._stall_timeout)
+        while True:
+            with anyio.move_on_after(patience):
+                await waiter.event.wait()
+            if waiter.event.is_set():
+                return
+            self._explain()
+
+    def _explain(self) -> None:
+        """Raise if waiting on cannot help: say who holds the buffers, or that the GPU does."""
+        held = [f"buffer {b.index}: {', '.join(map(str, b.open.values()))}" for b in self._buffers if b.open]
+        held += [f"buffer {b.index}: a view of an abandoned allocation" for b in self._buffers if b.quarantine]
+        held += [
+            f"buffer {b.index}: {b.unstaged} allocations committed without a copy"
+            for b in self._buffers
+            if b.unstaged and not b.open
+        ]
+        if len(held) >= self.ring_count:
+            message = f"no staging buffer can come back; {'; '.join(held)}"
+            logger.warning(message)
+            raise StallTimeout(message)
+        if self._fence_timeout is not None and self._tracker.oldest_age() > self._fence_timeout:
+            raise FenceTimeout(f"the GPU has not given a staging buffer back; {self._tracker.describe()}")
+
+    def _grant(self) -> None:
+        """Hand places to waiters, first come, first served."""
+        while self._waiters:
+            waiter = next(iter(self._waiters))
+            place = self._find(waiter.lane, waiter.size, waiter.alignment)
+            if place is None:
+                return
+            del self._waiters[waiter]
+            place[0].copying += 1  # held until the waiter runs
+            waiter.place = place
+            waiter.event.set()
+
+    def _reclaim(self) -> None:
+        """Somebody needs room: what is staged and nobody writes to departs early."""
+        for lane in list(self._lanes):
+            ready = lane.ready()
+            if ready:
+                self._depart(lane, ready)
+
+    def _let_go(self, buffer: StagingBuffer) -> None:
+        """Somebody stopped writing to `buffer`."""
+        if not buffer.is_held:
+            if buffer.used == 0 and not buffer.copies and not buffer.unstaged:
+                self._take_back(buffer)
+            if self._waiters:
+                self._reclaim()
+                self._grant()
+        self._notify()
+
+    def _take_back(self, buffer: StagingBuffer) -> None:
+        """All that was in an IN_USE buffer was given up: it needs no trip to be empty again."""
+        assert buffer.lane is not None
+        buffer.lane.buffers.remove(buffer)
+        if buffer.lane.trips is not None:
+            buffer.lane.trips.remove(buffer.trip)
+        buffer.lane = None
+        self._come_back(buffer)
+
+    async def _changed(self) -> None:
+        if self._change is None:
+            self._change = anyio.Event()
+        await self._change.wait()
+
+    def _notify(self) -> None:
+        if self._change is not None:
+            self._change.set()
+            self._change = None
+
+    # -- allocations that end --
+
+    def _committed(self, slot: Allocation, copies: list[Copy], recorded: list[tuple[Any, Copy]]) -> None:
+        buffer = slot.buffer
+        hold = buffer.open.pop(slot.offset)
+        for copy in copies:
+            copy.owner = hold.task
+            self._slots.stage(copy)
+        if slot._views is not None:
+            buffer.exports += slot._views.alive()
+        try:
+            if recorded:
+                self._record(slot, recorded)
+            elif not copies:
+                buffer.unstaged += 1
+        finally:
+            self._let_go(buffer)
+
+    def _abandoned(self, slot: Allocation, views: Views | None) -> None:
+        self._drop(slot.buffer, slot.buffer.trip, slot.offset, slot.size, views)
+
+    def _drop(self, buffer: StagingBuffer, trip: Trip, offset: int, size: int, views: Views | None) -> None:
+        """An open allocation is abandoned."""
+        if views is not None:
+            buffer.exports += views.alive()
+            if views.is_foreign():
+                buffer.quarantine.append(views)
+        if buffer.trip is trip and buffer.open.pop(offset, None) is not None:
+            buffer.used -= size
+            self._let_go(buffer)
+
+    def _record(self, slot: Allocation, recorded: list[tuple[Any, Copy]]) -> None:
+        """Record a slot's copies into its caller's encoders.
+
+        The caller may submit those at any time, or never, so they must not read from a staging buffer, which has to be
+        unmapped then and comes back afterwards. They read from a relay in device memory, which the ring fills: by a
+        copy that is submitted now or, if the buffer cannot be sealed now, by the queue.
+        """
+        buffer, padding = slot.buffer, -slot.size % 4
+        relay = self._native.create_relay(slot.size + padding)
+        for encoder, copy in recorded:
+            copy.offset -= slot.offset
+            copy.source = _Relay(relay)
+            self._native.record(encoder, [copy])
+        blocked = buffer.is_held or any(other.copies and other.is_held for other in self._slots.buffers)
+        if blocked or padding or self._native.submit_blocks:
+            assert buffer.memory is not None
+            data = bytes(buffer.memory[slot.offset : slot.offset + slot.size])
+            self._native.write_relay(relay, data + bytes(padding))
+            buffer.used -= slot.size
+        else:
+            self._slots.stage(BufferCopy(buffer, slot.offset, relay, 0, slot.size))
+            self._depart(self._slots, self._sealable(self._slots))
+
+    # -- departing --
+
+    def _sealable(self, lane: Lane) -> list[StagingBuffer]:
+        return [buffer for buffer in lane.buffers if not buffer.is_held]
+
+    def _flush(self) -> None:
+        """The turn of the loop is over: its uploads depart, but for buffers that are still being written."""
+        self._flush_scheduled = False
+        ready = [b for b in self._uploads.buffers if b.copies and not b.copying]
+        if ready and self._error is None:
+            self._depart(self._uploads, ready)
+
+    def _depart(
+        self,
+        lane: Lane,
+        buffers: Sequence[StagingBuffer],
+        command_buffers: Sequence[Any] = (),
+        guard: Fence | None = None,
+    ) -> Submission:
+        """Seal `buffers` and submit their copies, then `command_buffers`."""
+        submission = Submission(buffers, lane.take(buffers), command_buffers, Fence(self._tracker))
+        for buffer in buffers:
+            buffer.state = BufferState.FENCED
+            buffer.memory = None
+            buffer.copies = 0
+            self._move_cursor(buffer)
+        self._submits += 1
+        if self._native.submit_blocks:
+            self._under_way += 1
+            self._submitter.start(partial(self._execute, submission, guard), partial(self._departed_later, submission))
+        else:
+            self._execute(submission, guard)
+            self._departed(submission)
+        return submission
+
+    def _execute(self, submission: Submission, guard: Fence | None) -> None:
+        """Unmap, submit, fence and map again; on the loop, or in the submitting thread where a submit blocks."""
+        native = self._native
+        try:
+            for buffer in submission.buffers:
+                native.unmap(buffer.handle)
+            submission.failures = native.submit(submission.copies, submission.command_buffers)
+            self._tracker.insert(submission.fence)
+        except StagingError as error:
+            submission.error = error
+            return
+        for buffer in submission.buffers:
+            mapped = partial(self._mapped, buffer, submission.fence, guard)
+            native.map(buffer.handle, partial(self._post_mapped, mapped))
+        self._tracker.wake()
+
+    def _post_mapped(self, mapped: Callable[[bool], None], ok: bool) -> None:
+        self._port.post(partial(mapped, ok))
+
+    def _departed_later(self, submission: Submission, error: BaseException | None) -> None:
+        self._under_way -= 1
+        if error is not None:
+            submission.error = submission.error or DeviceLost(f"the submit failed: {error!r}")
+        self._departed(submission)
+        self._notify()
+
+    def _departed(self, submission: Submission) -> None:
+        """The submit was made, or failed: tell those who wait for it."""
+        if submission.error is not None:
+            submission.fence._complete(DeviceLost(*submission.error.args))
+            self._break(submission.error)
+        for copy, why in submission.failures:
+            if copy.owner is not None:
+                logger.error("a staged copy was left out: %s", why)
+                self._failures.append((copy.owner, why))
+        submission.copies = []  # nothing keeps the destinations alive any more
+        for trip in (submission.made, *submission.trips):
+            trip.end(submission)
+
+    def _raise_failures(self) -> None:
+        """Raise what became of copies that this task staged; others' stay for them."""
+        task = self._port.current_task()
+        mine = [why for owner, why in self._failures if owner is task]
+        if mine:
+            self._failures = deque((f for f in self._failures if f[0] is not task), maxlen=64)
+            raise mine[0]
+
+    def _move_cursor(self, buffer: StagingBuffer) -> None:
+        if self._cursor == buffer.index:
+            self._cursor = (buffer.index + 1) % self.ring_count
+
+    async def _unblock(self, lane: Lane) -> None:
+        """Wait until no copy of `lane` shares its buffer with something open, or is moved to a free buffer."""
+        wanted = set(lane.copies)
+        while True:
+            self._check()
+            blocked = [b for b in lane.buffers if b.is_held and any(c.source is b for c in lane.copies if c in wanted)]
+            if not blocked:
+                return
+            for buffer in blocked:
+                buffer.closed = True  # or the wait might never end
+            fresh = self._next_available(lane) if blocked[0].open else None
+            if fresh is not None:
+                await self._evacuate(lane, blocked[0], fresh)
+            else:
+                await self._changed()
+
+    async def _evacuate(self, lane: Lane, held: StagingBuffer, fresh: StagingBuffer) -> None:
+        """Move the copies out of a buffer that somebody else holds open."""
+        moving = [copy for copy in lane.copies if copy.source is held]
+        lane.copies = [copy for copy in lane.copies if copy.source is not held]
+        nbytes = sum(copy.nbytes for copy in moving)
+        held.copies = 0
+        fresh.head, fresh.closed = held.head, True
+        for buffer in (held, fresh):
+            buffer.copying += 1
+        source, target = held.memory, fresh.memory
+        assert source is not None
+        assert target is not None
+
+        def move() -> None:
+            for copy in moving:  # to the same offsets: they fit, and stay aligned
+                span = slice(copy.offset, copy.offset + copy.nbytes)
+                target[span] = source[span]
+
+        try:
+            await self._workers.run(move)
+        finally:
+            for copy in moving:
+                copy.source = fresh
+            lane.copies[:0] = moving
+            fresh.copies += len(moving)
+            moved = min(nbytes, held.used)
+            held.used -= moved
+            fresh.used += moved
+            for buffer in (held, fresh):
+                buffer.copying -= 1
+            self._let_go(held)
+
+    def _discard(self, lane: Lane) -> None:
+        """A batch or frame is abandoned: its copies are forgotten."""
+        lane.copies.clear()
+        for buffer in list(lane.buffers):
+            buffer.copies = 0
+            buffer.used = 0
+            if not buffer.is_held:
+                self._take_back(buffer)
+        self._retire(lane)
+
+    def _retire(self, lane: Lane) -> None:
+        self._lanes.discard(lane)
+        if self._waiters:
+            self._grant()
+
+    # -- coming back --
+
+    def _mapped(self, buffer: StagingBuffer, fence: Fence, guard: Fence | None, ok: bool) -> None:
+        """The GPU is done with `buffer`, and it is mapped again."""
+        if self._error is not None:
+            self._notify()
+            return
+        if not ok:
+            self._break(DeviceLost("the device was lost with staging buffers in flight"))
+            return
+        for pending in (fence, guard):
+            if pending is not None and not pending.done():
+                pending.add_done_callback(lambda _: self._mapped(buffer, fence, guard, ok))
+                return
+        self._map_in(buffer)
+
+    def _map_in(self, buffer: StagingBuffer) -> None:
+        buffer.address = self._native.address(buffer.handle)
+        buffer.memory = np.frombuffer(export(buffer.address, buffer.size, buffer.keep_alive), np.uint8)
+        self._come_back(buffer)
+
+    def _come_back(self, buffer: StagingBuffer) -> None:
+        """`buffer` is mapped and empty: AVAILABLE, unless somebody can still write to it."""
+        buffer.exports = [export for export in buffer.exports if export() is not None]
+        buffer.quarantine = [views for views in buffer.quarantine if views.is_foreign()]
+        buffer.clear()
+        if buffer.quarantine:
+            buffer.state = BufferState.FENCED
+            buffer.quarantine[0].when_gone(partial(self._port.post, partial(self._come_back, buffer)))
+            return
+        buffer.state = BufferState.AVAILABLE
+        self._grant()
+        self._notify()
+
+    # -- ending --
+
+    def _create_buffers(self) -> None:
+        """Create and warm up; in a thread, because the first mapping of a buffer fills it with zeros."""
+        for index in range(self.ring_count):
+            handle = self._native.create_staging_buffer(self.buffer_size, self.host_cached)
+            self._buffers.append(StagingBuffer(index, handle, self.buffer_size))
+
+    async def _drain(self) -> None:
+        """Submit what can be and wait for the GPU."""
+        for lane in (self._uploads, self._slots):
+            ready = lane.ready()
+            if ready:
+                self._depart(lane, ready)
+        while self._under_way:
+            await self._changed()
+        try:
+            await self._tracker.wait_all()
+        except DeviceLost:
+            pass
+
+    def _break(self, error: StagingError) -> None:
+        """The device is gone: everybody who waits hears of it."""
+        if self._error is None:
+            self._error = error
+            self._wake_all(error)
+
+    def _wake_all(self, error: StagingError) -> None:
+        while self._waiters:
+            waiter, _ = self._waiters.popitem(last=False)
+            waiter.error = error
+            waiter.event.set()
+        if isinstance(error, DeviceLost):
+            failed = Submission((), [], (), Fence(self._tracker))
+            failed.error = error
+            for buffer in self._buffers:
+                if buffer.trip.submission is None:
+                    buffer.trip.end(failed)
+        self._notify()
+
+    def _release(self) -> None:
+        """Give everything back. Memory that something still points at is freed with the last of its views."""
+        for buffer in self._buffers:
+            buffer.memory = None
+            if not buffer.open and not any(export() for export in buffer.exports):
+                self._native.destroy(buffer.handle)
+        self._buffers = []
+        self._workers.stop()
+        self._submitter.stop()
+        self._tracker.close()
+        assert self._budget is not None
+        self._budget.release(self.ring_count * self.buffer_size)
+
+
+def _positive(value: int, name: str) -> int:
+    given: Any = value
+    if isinstance(given, bool) or not isinstance(given, int | np.integer) or given <= 0:
+        raise ValueError(f"{name} must be a positive whole number, not {value!r}")
+    return int(value)

@@ -1,0 +1,456 @@
+"""Whole uploads: data of any size and shape, cut into pieces that fit staging buffers, and written off the loop.
+
+A `Piece` is what goes into one staging buffer. `from_buffer` and `from_texels` check the arguments, then yield pieces;
+`write` takes a place for each, has it filled, inline or by a worker thread, and stages its copy.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import anyio
+import numpy as np
+import numpy.typing as npt
+
+from .copies import (
+    BufferCopy,
+    Copy,
+    TextureCopy,
+    TextureRegion,
+    Triple,
+    check_buffer_copy,
+    footprint,
+    mip_extent,
+    padded_row,
+    resolve_destination,
+    resolve_region,
+)
+from .errors import AllocationClosed, AllocationTooLarge, InvalidCopy
+from .fences import Fence
+from .formats import TexelBlock, is_depth_stencil
+from .lanes import Lane, StagingBuffer
+
+if TYPE_CHECKING:
+    from .ring import StagingRing
+
+Bytes = npt.NDArray[np.uint8]
+
+_ALIGNMENT = 16
+"""Of every piece, in bytes: the largest texel block, so that any copy may start there."""
+
+
+class Piece(NamedTuple):
+    """A part of an upload that fits in a staging buffer."""
+
+    nbytes: int
+    fill: Callable[[Bytes], object]
+    """Write the piece to these bytes of staging memory."""
+    copy: Callable[[StagingBuffer, int], Copy]
+    """The copy command for the piece at an offset of a staging buffer."""
+
+
+class Batch:
+    """Uploads that are submitted together; made by `StagingRing.batch`.
+
+    If the batch is larger than the ring, or others need its space, parts of it are submitted before it ends. An
+    exception inside abandons what was not.
+    """
+
+    fence: Fence | None = None
+    """Completes when the GPU has copied all of it; set when the block has ended."""
+
+    def __init__(self, ring: StagingRing) -> None:
+        self._ring = ring
+        self._lane = Lane(ends=True)
+        self._open = False
+
+    async def write_buffer(
+        self, buffer: Any, buffer_offset: int, data: Any, data_offset: int = 0, size: int | None = None
+    ) -> None:
+        """Like `StagingRing.write_buffer`, submitted with the batch. On return `data` may be reused."""
+        self._check()
+        pieces = from_buffer(self._ring, buffer, buffer_offset, data, data_offset, size)
+        await write(self._ring, self._lane, pieces)
+
+    async def write_texture(
+        self,
+        destination: Mapping[str, Any],
+        data: Any,
+        data_layout: Mapping[str, int] | None = None,
+        size: Any = None,
+    ) -> None:
+        """Like `StagingRing.write_texture`, submitted with the batch. On return `data` may be reused."""
+        self._check()
+        await write(self._ring, self._lane, from_texels(self._ring, destination, data, data_layout, size))
+
+    async def __aenter__(self) -> Batch:
+        self._enter()
+        return self
+
+    async def __aexit__(self, exc_type: type[BaseException] | None, *rest: object) -> None:
+        await self._leave(exc_type is not None, list)
+
+    def _enter(self) -> None:
+        if self.fence is not None or self._open:
+            raise AllocationClosed("a batch or frame is entered once")
+        self._ring._check()
+        self._ring._lanes.add(self._lane)
+        self._open = True
+
+    async def _leave(self, abandon: bool, command_buffers: Callable[[], list[Any]]) -> None:
+        """Submit what was written, then the command buffers; or nothing, on any exception."""
+        ring, lane = self._ring, self._lane
+        self._open = False
+        submission = None
+        try:
+            if abandon:
+                return
+            ring._check()
+            finished = command_buffers()
+            while any(buffer.is_held for buffer in lane.buffers):
+                await ring._changed()
+                ring._check()
+            submission = ring._depart(lane, list(lane.buffers), finished)
+        finally:
+            if submission is None:
+                ring._discard(lane)
+            else:
+                ring._retire(lane)
+        await submission.made.wait()
+        self.fence = submission.fence
+        failures = [why for trip in lane.trips or () for _, why in (await trip.wait()).failures]
+        if failures:
+            raise failures[0]
+
+    def _check(self) -> None:
+        self._ring._check()
+        if not self._open:
+            raise AllocationClosed("the batch or frame is not open; write inside its 'async with' block")
+
+
+class Frame(Batch):
+    """One frame of a loop; made by `StagingRing.frame`. Its uploads run before what `encoder` records."""
+
+    _encoder: Any = None
+
+    @property
+    def encoder(self) -> Any:
+        """A GPUCommandEncoder for the frame's passes. Leave its `finish` and submission to the frame."""
+        self._check()
+        if self._encoder is None:
+            self._encoder = self._ring._native.create_encoder()
+        return self._encoder
+
+    async def __aenter__(self) -> Frame:
+        frames = self._ring._frames
+        self._ring._check()
+        while frames and (len(frames) >= self._ring.ring_count or frames[0].done()):
+            if not frames[0].done():
+                await frames[0]
+            if frames and frames[0].done():
+                frames.popleft()
+        self._enter()
+        return self
+
+    async def __aexit__(self, exc_type: type[BaseException] | None, *rest: object) -> None:
+        await self._leave(exc_type is not None, self._finish)
+        if self.fence is not None:
+            self._ring._frames.append(self.fence)
+
+    def _finish(self) -> list[Any]:
+        return [] if self._encoder is None else [self._ring._native.finish_encoder(self._encoder)]
+
+
+async def write_now(ring: StagingRing, pieces: Iterator[Piece]) -> Fence:
+    """Write with the ring's next submit of uploads, and wait until that is made."""
+    copies = await write(ring, ring._uploads, pieces)
+    fence = None
+    for buffer_trip, copy in copies:
+        submission = await buffer_trip.wait()
+        for failed, why in submission.failures:
+            if failed is copy:
+                raise why
+        if fence is None or submission.fence.value > fence.value:
+            fence = submission.fence
+    return fence or ring._tracker.insert()
+
+
+async def write(ring: StagingRing, lane: Lane, pieces: Iterator[Piece]) -> list[tuple[Any, Copy]]:
+    """Fill and stage every piece; returns (trip, copy) of each. On return the data may be reused."""
+    filling = _Filling(ring)
+    try:
+        for piece in pieces:
+            buffer, offset = await ring._reserve(lane, piece.nbytes, _ALIGNMENT)
+            filling.start(piece, buffer, offset)
+    finally:
+        await filling.finish()
+    if filling.error is not None:
+        raise filling.error
+    return filling.copies
+
+
+class _Filling:
+    """The pieces of one upload that are being written to staging memory."""
+
+    def __init__(self, ring: StagingRing) -> None:
+        self._ring = ring
+        self._pending = 0
+        self._idle: anyio.Event | None = None
+        self.error: BaseException | None = None
+        self.copies: list[tuple[Any, Copy]] = []
+
+    def start(self, piece: Piece, buffer: StagingBuffer, offset: int) -> None:
+        """Fill a place and stage its copy, now or in a worker thread."""
+        assert buffer.memory is not None
+        job = partial(piece.fill, buffer.memory[offset : offset + piece.nbytes])
+        done = partial(self._done, piece, buffer, offset)
+        self._pending += 1
+        if piece.nbytes > self._ring._inline_size:
+            self._ring._workers.start(job, done)
+            return
+        try:
+            job()
+        except BaseException as error:
+            done(error)
+            raise
+        done(None)
+
+    async def finish(self) -> None:
+        """Wait for the threads, also when cancelled: they read the caller's data and write into a shared buffer."""
+        if self._pending:
+            self._idle = anyio.Event()
+            with anyio.CancelScope(shield=True):
+                await self._idle.wait()
+
+    def _done(self, piece: Piece, buffer: StagingBuffer, offset: int, error: BaseException | None) -> None:
+        self._pending -= 1
+        copy = None
+        if error is None:
+            copy = piece.copy(buffer, offset)
+            self.copies.append((buffer.trip, copy))
+        self.error = self.error or error
+        self._ring._filled(buffer, piece.nbytes, copy)
+        if self._pending == 0 and self._idle is not None:
+            self._idle.set()
+
+
+# -- bytes --
+
+
+def from_buffer(
+    ring: StagingRing, buffer: Any, buffer_offset: int, data: Any, data_offset: int, size: int | None
+) -> Iterator[Piece]:
+    """Pieces of `data`'s bytes, in C order. :raises InvalidCopy:"""
+    array = as_array(data)
+    if not 0 <= data_offset <= array.nbytes:
+        raise InvalidCopy(f"data_offset {data_offset} lies outside the data's {array.nbytes} bytes")
+    nbytes = array.nbytes - data_offset if size is None else size
+    if nbytes > array.nbytes - data_offset:
+        raise InvalidCopy(f"size {nbytes} exceeds the {array.nbytes - data_offset} bytes behind data_offset")
+    check_buffer_copy(buffer, buffer_offset, nbytes, ring._native)
+
+    def pieces() -> Iterator[Piece]:
+        for start in range(0, nbytes, ring.buffer_size):
+            length = min(ring.buffer_size, nbytes - start)
+            yield Piece(
+                length,
+                partial(copy_bytes, array=array, start=data_offset + start),
+                partial(_buffer_copy, buffer=buffer, target=buffer_offset + start, nbytes=length),
+            )
+
+    return pieces()
+
+
+def _buffer_copy(source: StagingBuffer, offset: int, buffer: Any, target: int, nbytes: int) -> BufferCopy:
+    return BufferCopy(source, offset, buffer, target, nbytes)
+
+
+def as_array(data: Any) -> npt.NDArray[Any]:
+    """Any object with the buffer protocol, or that numpy takes without a copy, as an array.
+
+    :raises TypeError: it is neither, or holds Python objects.
+    """
+    if not isinstance(data, np.ndarray):
+        try:
+            view = memoryview(data)
+        except TypeError:
+            data = np.asarray(data)
+        else:
+            # A contiguous buffer is bytes whatever its format says; numpy does not know every format.
+            data = np.frombuffer(view, np.uint8) if view.c_contiguous and view.nbytes else np.asarray(view)
+    if data.dtype.hasobject:
+        raise TypeError(f"data must be bytes or numbers, not {data.dtype}")
+    return data  # type: ignore[no-any-return]
+
+
+def copy_bytes(target: Bytes, array: npt.NDArray[Any], start: int) -> None:
+    """Write the bytes of `array`, in C order, from byte `start` on, until `target` is full."""
+    if array.flags.c_contiguous:
+        np.copyto(target, array.reshape(-1).view(np.uint8)[start : start + len(target)])
+        return
+    row = array.nbytes // len(array)
+    first, skip = divmod(start, row)
+    done = 0
+    if skip:
+        done = min(row - skip, len(target))
+        copy_bytes(target[:done], _row(array, first), skip)
+        first += 1
+    whole = (len(target) - done) // row
+    block = target[done : done + whole * row].view(array.dtype).reshape(whole, *array.shape[1:])
+    np.copyto(block, array[first : first + whole])
+    done += whole * row
+    if done < len(target):
+        copy_bytes(target[done:], _row(array, first + whole), 0)
+
+
+def _row(array: npt.NDArray[Any], index: int) -> npt.NDArray[Any]:
+    return array[index] if array.ndim > 1 else array[index : index + 1]
+
+
+# -- texels --
+
+
+def from_texels(
+    ring: StagingRing,
+    destination: Mapping[str, Any],
+    data: Any,
+    data_layout: Mapping[str, int] | None,
+    size: Any,
+) -> Iterator[Piece]:
+    """Pieces of texel rows, padded as they are copied. :raises InvalidCopy:"""
+    array = as_array(data)
+    if size is None:
+        if data_layout is not None:
+            raise InvalidCopy("size is needed with a data_layout; without either, both follow from the data's shape")
+        texture, mip_level, origin, _, block = resolve_destination(destination, ring._native)
+        blocks, size = _infer(array, texture, mip_level, origin, block)
+        region = resolve_region(destination, size, ring._native)
+    else:
+        region = resolve_region(destination, size, ring._native)
+        blocks = _lay_out(array, data_layout or {}, region)
+    if region.is_empty:
+        return iter(())
+    layers, rows, columns = _portion(region, ring.buffer_size)
+    return _texel_pieces(region, blocks, layers, rows, columns)
+
+
+def _texel_pieces(
+    region: TextureRegion, blocks: npt.NDArray[Any], layers: int, rows: int, columns: int
+) -> Iterator[Piece]:
+    for z in range(0, region.size[2], layers):
+        for y in range(0, region.block_rows, rows):
+            for x in range(0, region.block_columns, columns):
+                source = blocks[z : z + layers, y : y + rows, x : x + columns]
+                part = region.part(z, source.shape[0], y, source.shape[1], x, source.shape[2])
+                stride = padded_row(part.row_bytes)
+                yield Piece(
+                    footprint(part, stride, part.block_rows),
+                    partial(_fill_rows, source=source, stride=stride),
+                    partial(_texture_copy, part=part, stride=stride),
+                )
+
+
+def _fill_rows(memory: Bytes, source: npt.NDArray[Any], stride: int) -> None:
+    strides = (stride * source.shape[1], stride, source.shape[3] * source.itemsize, source.itemsize)
+    target: npt.NDArray[Any] = np.ndarray(source.shape, source.dtype, buffer=memory, strides=strides)
+    np.copyto(target, source)
+
+
+def _texture_copy(source: StagingBuffer, offset: int, part: TextureRegion, stride: int) -> TextureCopy:
+    return TextureCopy(source, offset, part, stride, part.block_rows)
+
+
+def _portion(region: TextureRegion, buffer_size: int) -> Triple:
+    """(layers, block rows, block columns) of the largest pieces that fit: by layers, else by rows, else by columns."""
+    row_bytes, stride = region.row_bytes, padded_row(region.row_bytes)
+    if row_bytes <= buffer_size:
+        rows = (buffer_size - row_bytes) // stride + 1  # the last row needs no padding
+        if rows >= region.block_rows:
+            return rows // region.block_rows, region.block_rows, region.block_columns
+        columns = region.block_columns
+    else:
+        rows, columns = 1, buffer_size // region.block.nbytes
+    if is_depth_stencil(region.texture.format):
+        raise AllocationTooLarge(
+            f"{region.texture.format} is copied whole images at a time, and one of {stride * region.block_rows} bytes "
+            f"does not fit in a staging buffer of {buffer_size}"
+        )
+    if columns == 0:
+        raise AllocationTooLarge(
+            f"a texel block of {region.block.nbytes} bytes does not fit in a staging buffer of {buffer_size}"
+        )
+    return 1, rows, columns
+
+
+def _lay_out(array: npt.NDArray[Any], data_layout: Mapping[str, int], region: TextureRegion) -> npt.NDArray[Any]:
+    """The texel blocks of `array` where `data_layout` says they are: (layers, block rows, block columns, items)."""
+    layout = dict(data_layout)
+    offset = int(layout.pop("offset", 0) or 0)
+    bytes_per_row = int(layout.pop("bytes_per_row", 0) or region.row_bytes)
+    rows_per_image = int(layout.pop("rows_per_image", 0) or region.block_rows)
+    if layout:
+        raise InvalidCopy(f"data_layout has offset, bytes_per_row and rows_per_image, not {sorted(layout)}")
+    if bytes_per_row < region.row_bytes:
+        raise InvalidCopy(
+            f"bytes_per_row is {bytes_per_row}, but a row of {region.size[0]} texels has {region.row_bytes}"
+        )
+    if rows_per_image < region.block_rows:
+        raise InvalidCopy(f"rows_per_image is {rows_per_image}, but an image has {region.block_rows} rows of blocks")
+    needed = footprint(region, bytes_per_row, rows_per_image)
+    if offset < 0 or offset + needed > array.nbytes:
+        raise InvalidCopy(f"the data has {array.nbytes} bytes; bytes {offset} to {offset + needed} are needed")
+    if not data_layout:
+        shaped = _as_blocks(array, region.block, region.texture.dimension)
+        if shaped is not None and shaped.shape[:3] == (
+            region.size[2],
+            region.block_rows,
+            region.block_columns,
+        ):
+            return shaped
+    nbytes = region.block.nbytes
+    flat = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+    shape = (region.size[2], region.block_rows, region.block_columns, nbytes)
+    strides = (bytes_per_row * rows_per_image, bytes_per_row, nbytes, 1)
+    return np.ndarray(shape, np.uint8, flat, offset, strides) if needed else np.empty(shape, np.uint8)
+
+
+def _infer(
+    array: npt.NDArray[Any], texture: Any, mip_level: int, origin: Triple, block: TexelBlock
+) -> tuple[npt.NDArray[Any], Triple]:
+    """The texel blocks of `array`, and the size in texels that its shape tells."""
+    blocks = _as_blocks(array, block, texture.dimension)
+    if blocks is None:
+        blocks = _as_level(array, mip_extent(texture, mip_level), origin, block)
+    if blocks is None:
+        raise InvalidCopy(
+            f"the size cannot be told from data of shape {array.shape} and {array.itemsize} bytes an item, for a "
+            f"{texture.dimension} texture of {texture.format} with {block.nbytes} bytes a texel block: shape it "
+            "(layers, rows, columns, channels), or give size and data_layout"
+        )
+    layers, rows, columns = blocks.shape[:3]
+    return blocks, (columns * block.width, rows * block.height, layers)
+
+
+def _as_blocks(array: npt.NDArray[Any], block: TexelBlock, dimension: str) -> npt.NDArray[Any] | None:
+    """`array` as (layers, block rows, block columns, items of a block) by its shape, or None."""
+    axes = 1 if dimension == "1d" else 2
+    if array.itemsize == block.nbytes:
+        array = array[..., np.newaxis]
+    elif not array.ndim or array.shape[-1] * array.itemsize != block.nbytes:
+        return None
+    spatial = array.ndim - 1
+    if not axes <= spatial <= (1 if dimension == "1d" else 3):
+        return None
+    return array[(np.newaxis,) * (3 - spatial)]
+
+
+def _as_level(array: npt.NDArray[Any], level: Triple, origin: Triple, block: TexelBlock) -> npt.NDArray[Any] | None:
+    """Contiguous data that has exactly the bytes of a whole mip level, whatever its shape, as blocks; or None."""
+    columns, rows = -(-level[0] // block.width), -(-level[1] // block.height)
+    shape = (level[2], rows, columns, block.nbytes)
+    if origin != (0, 0, 0) or array.nbytes != math.prod(shape) or not array.flags.c_contiguous:
+        return None
+    return array.reshape(-1).view(np.uint8).reshape(shape)

@@ -1,0 +1,153 @@
+"""Writable views of staging memory, and what becomes of them when the memory goes to the GPU.
+
+NumPy arrays that `Views.array` makes know their slices, rows and reshapes and become read-only together. What else may
+still point at the memory is found by a weak reference to the object that exports it: every view keeps that alive.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .errors import ViewStillAlive
+from .native import export
+
+
+class StagedArray(np.ndarray[Any, np.dtype[Any]]):
+    """An array over staging memory. It and whatever is sliced from it turn read-only when the allocation is closed."""
+
+    _views: Views | None = None
+
+    def __array_finalize__(self, parent: object) -> None:
+        # Called for every slice, row, reshape and transpose, but for results of arithmetic too, which are nobody's.
+        views = getattr(parent, "_views", None)
+        if views is not None and views.covers(self):
+            views.adopt(self)
+
+
+class Views:
+    """The views of one allocation: `size` bytes at `address`.
+
+    Holds nothing but weak references, so that what is alive is alive for somebody else. Memoryviews and arrays have
+    exporters of their own: a memoryview and what was made from it cannot be made read-only, an array can.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_address",
+        "_array_source",
+        "_arrays",
+        "_owner",
+        "_prune_at",
+        "_size",
+        "_view",
+        "_view_source",
+    )
+
+    def __init__(self, address: int, size: int, owner: Callable[[Any], None]) -> None:
+        self._address = address
+        self._size = size
+        self._owner = owner
+        self._view: Callable[[], memoryview | None] = _nothing
+        self._view_source: Callable[[], Any] = _nothing
+        self._array_source: Callable[[], Any] = _nothing
+        self._arrays: list[weakref.ref[StagedArray]] = []
+        self._prune_at = 64
+
+    @property
+    def view(self) -> memoryview:
+        """A writable memoryview; the same one while somebody has it."""
+        view = self._view()
+        if view is None:
+            source = self._view_source() or export(self._address, self._size, self._owner)
+            view = memoryview(source).cast("B")
+            self._view, self._view_source = weakref.ref(view), weakref.ref(source)
+        return view
+
+    def array(
+        self, dtype: npt.DTypeLike, shape: tuple[int, ...], strides: tuple[int, ...] | None = None
+    ) -> StagedArray:
+        """A writable array from the first byte on."""
+        source = self._array_source()
+        if source is None:
+            source = export(self._address, self._size, self._owner)
+            self._array_source = weakref.ref(source)
+        array = StagedArray(shape, dtype, buffer=source, strides=strides)
+        self.adopt(array)
+        return array
+
+    def covers(self, array: StagedArray) -> bool:
+        """Whether `array` lies in this memory."""
+        start = array.__array_interface__["data"][0]
+        return bool(self._address <= start < self._address + self._size)
+
+    def adopt(self, array: StagedArray) -> None:
+        """Have `array` become read-only with the others."""
+        array._views = self
+        if len(self._arrays) >= self._prune_at:  # a loop over rows makes one a row
+            self._arrays = [ref for ref in self._arrays if ref() is not None]
+            self._prune_at = 2 * len(self._arrays) + 64
+        self._arrays.append(weakref.ref(array))
+
+    def close(self, strict: bool) -> None:
+        """Make the arrays read-only and release the view.
+
+        :raises ViewStillAlive: something else points at the memory; with `strict`, anything at all. Then nothing has
+            become read-only, and it can be tried again.
+        """
+        self._release_view()
+        if self.is_foreign():
+            raise ViewStillAlive(
+                "something made from the allocation's view (a memoryview, numpy array or tensor) is still alive; "
+                "delete it before the allocation is committed"
+            )
+        if strict and self._array_source() is not None:
+            raise ViewStillAlive(
+                "an array of the allocation is still alive, and strict_views=True tolerates none; "
+                "delete it before the allocation is committed"
+            )
+        self._freeze()
+
+    def give_up(self) -> None:
+        """Like `close`, but for the memory of an abandoned allocation: what cannot be made read-only stays as it is."""
+        self._release_view()
+        self._freeze()
+
+    def is_foreign(self) -> bool:
+        """Whether something points at the memory that cannot be made read-only."""
+        return self._view_source() is not None
+
+    def alive(self) -> list[weakref.ref[Any]]:
+        """Weak references to what lives for as long as something points at the memory."""
+        return [weakref.ref(source) for get in (self._view_source, self._array_source) if (source := get()) is not None]
+
+    def when_gone(self, callback: Callable[[], object]) -> None:
+        """Call `callback`, from whichever thread, when nothing is foreign any more."""
+        source = self._view_source()
+        if source is None:
+            callback()
+        else:
+            weakref.finalize(source, callback)
+
+    def _release_view(self) -> None:
+        view = self._view()
+        if view is not None:
+            try:
+                view.release()
+            except BufferError:
+                pass  # exported; is_foreign says so
+
+    def _freeze(self) -> None:
+        for ref in self._arrays:
+            array = ref()
+            if array is not None:
+                array.flags.writeable = False
+        self._arrays.clear()
+
+
+def _nothing() -> None:
+    return None

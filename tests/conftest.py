@@ -1,0 +1,72 @@
+"""Fixtures. Tests run on the software adapter unless AIOSTAGE_TEST_ADAPTER=gpu asks for the machine's own."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import pytest
+import wgpu
+
+import aiostage
+
+
+def _find_adapter() -> wgpu.GPUAdapter:
+    adapters = wgpu.gpu.enumerate_adapters_sync()
+    wanted = "DiscreteGPU" if os.environ.get("AIOSTAGE_TEST_ADAPTER") == "gpu" else "CPU"
+    for adapter in adapters:
+        if adapter.info["adapter_type"] == wanted and adapter.info["backend_type"] == "Vulkan":
+            return adapter
+    pytest.exit(f"no {wanted} Vulkan adapter; './dev test' installs a software one (mesa-vulkan-drivers)", returncode=3)
+
+
+@pytest.fixture(scope="session")
+def adapter() -> wgpu.GPUAdapter:
+    return _find_adapter()
+
+
+@pytest.fixture(scope="session")
+def shared_device(adapter: wgpu.GPUAdapter) -> wgpu.GPUDevice:
+    """One device for all tests that leave it whole, with every feature that copies can use."""
+    wanted = {"texture-compression-bc", "texture-compression-etc2", "texture-compression-astc"}
+    wanted |= {"depth32float-stencil8", "mappable-primary-buffers", "texture-format16bit-norm"}
+    return adapter.request_device_sync(required_features=sorted(wanted & set(adapter.features)))
+
+
+@pytest.fixture
+def device(shared_device: wgpu.GPUDevice) -> wgpu.GPUDevice:
+    return shared_device
+
+
+@pytest.fixture
+def own_device(adapter: wgpu.GPUAdapter) -> wgpu.GPUDevice:
+    """A device that the test may lose."""
+    return adapter.request_device_sync()
+
+
+@pytest.fixture
+async def open_ring(device: wgpu.GPUDevice) -> AsyncIterator[Callable[..., Any]]:
+    """Opens rings that are closed after the test: `await open_ring(ring_count=…, buffer_size=…)`."""
+    rings: list[aiostage.StagingRing] = []
+
+    async def open_one(on: Any = None, **options: Any) -> aiostage.StagingRing:
+        ring = aiostage.StagingRing(device if on is None else on, **options)
+        await ring.open()
+        rings.append(ring)
+        return ring
+
+    yield open_one
+    for ring in rings:
+        await ring.aclose()
+
+
+@pytest.fixture
+def target(device: wgpu.GPUDevice) -> Callable[[int], wgpu.GPUBuffer]:
+    """Makes buffers that can be copied to and read back."""
+
+    def make(size: int) -> wgpu.GPUBuffer:
+        usage = wgpu.BufferUsage.COPY_DST | wgpu.BufferUsage.COPY_SRC
+        return device.create_buffer(size=size, usage=usage)
+
+    return make
