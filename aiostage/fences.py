@@ -118,6 +118,8 @@ class FenceTracker:
         self._pending: deque[Fence] = deque()
         self._lock = threading.Lock()  # fences are numbered in the order in which the queue gets them
         self._value = 0
+        self._done_value = 0  # the newest fence that the GPU has reached
+        self._delivering = False  # and that the loop is about to hear of
         self._latencies: deque[float] = deque(maxlen=256)
         self._users = 1
         self.native.attach()
@@ -148,19 +150,19 @@ class FenceTracker:
     def insert(self, fence: Fence | None = None) -> Fence:
         """A fence behind everything that was submitted to the device's queue until now.
 
+        On a lost device it fails with DeviceLost.
+
         :param fence: one that was made earlier, without a value, for work that had yet to be submitted.
-        :raises DeviceLost: the device is gone.
         """
         fence = fence or Fence(self)
         with self._lock:
-            if self.native.is_lost():
-                raise DeviceLost("the device is lost")
             self._value += 1
             fence.value = self._value
             fence.inserted_at = time.perf_counter()
             self._pending.append(fence)
-            logger.debug("fence %d inserted", fence.value, extra={"fence": fence.value})
-            self.native.on_work_done(lambda ok: self.port.post(partial(self._completed, fence)))
+            if logger.isEnabledFor(logging.DEBUG):
+                logger.debug("fence %d inserted", fence.value, extra={"fence": fence.value})
+            self.native.on_work_done(partial(self._reached, fence.value))
         self._poller.wake()
         return fence
 
@@ -212,21 +214,25 @@ class FenceTracker:
         """(seconds that the oldest fence has been pending, seconds that fences took lately)."""
         return self.oldest_age(), self._latencies[-1] if self._latencies else 0.0
 
-    def _completed(self, fence: Fence) -> None:
-        # A destroyed device reports success for what it never finished.
-        error = DeviceLost(f"the device was lost while {self.describe()}") if self.native.is_lost() else None
-        if error is not None:
-            self._fail(error)
-        while self._pending and self._pending[0].value <= fence.value:
+    def _reached(self, value: int, ok: bool) -> None:
+        """The GPU has finished what fence `value` stands behind; called by whichever thread polls."""
+        self._done_value = max(self._done_value, value)
+        if not self._delivering:
+            self._delivering = True
+            self.port.post(self._deliver)
+
+    def _deliver(self) -> None:
+        self._delivering = False
+        # Asked before anything completes: a destroyed device reports success for what it never finished.
+        if self.native.is_lost():
+            self._fail(DeviceLost(f"the device was lost while {self.describe()}"))
+        while self._pending and self._pending[0].value <= self._done_value:
             done = self._pending.popleft()
             done._complete(None)
             self._latencies.append(done.elapsed)
-            logger.debug(
-                "fence %d done after %.6f s",
-                done.value,
-                done.elapsed,
-                extra={"fence": done.value, "elapsed": done.elapsed},
-            )
+            if logger.isEnabledFor(logging.DEBUG):
+                extra = {"fence": done.value, "elapsed": done.elapsed}
+                logger.debug("fence %d done after %.6f s", done.value, done.elapsed, extra=extra)
 
     def _lost(self) -> None:
         self.port.post(lambda: self._fail(DeviceLost(f"the device was lost while {self.describe()}")))
@@ -244,15 +250,18 @@ class _Poller:
     """
 
     _SHORTEST, _LONGEST = 0.0001, 0.001  # seconds
+    _CHECKS = 0.02  # seconds between two looks whether the device is lost
 
     def __init__(self, native: Native, expected: Callable[[], tuple[float, float]], lost: Callable[[], None]) -> None:
         self._native = native
         self._expected = expected
         self._lost = lost
-        self._wake = threading.Event()
+        self._bell = threading.Lock()  # held, but for the moment of a ring: waiting on it is cheaper than on an Event
+        self._bell.acquire()
         self._parked = False
         self._stopping = False
         self._thread: threading.Thread | None = None
+        self.polls = 0
         _pollers.add(self)
 
     def wake(self) -> None:
@@ -261,37 +270,45 @@ class _Poller:
             self._thread = threading.Thread(target=self._run, name="aiostage poll", daemon=True)
             self._thread.start()
         if self._parked:
-            self._wake.set()
+            self._ring()
 
     def stop(self) -> None:
         """End the thread."""
         self._stopping = True
-        self._wake.set()
+        self._ring()
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join(timeout=1)
 
     def _run(self) -> None:
-        native, wake = self._native, self._wake
+        native, checked = self._native, 0.0
         while not self._stopping:
             if native.outstanding() == 0:
-                self._park()
+                self._park(lambda: native.outstanding() == 0)
                 continue
-            if native.is_lost():
-                native.poll()  # delivers the maps that will never be
-                self._lost()
-                self._park()
-                continue
+            now = time.perf_counter()
+            if now - checked > self._CHECKS:
+                checked = now
+                if native.is_lost():
+                    native.poll()  # delivers the maps that will never be
+                    self._lost()
+                    self._park(native.is_lost)
+                    continue
             native.poll()
-            wake.wait(self._pause())
+            self.polls += 1
+            self._bell.acquire(timeout=self._pause())
 
-    def _park(self) -> None:
-        # Parked is said first and the device asked once more, so that a wake between the two is not missed.
-        self._wake.clear()
+    def _park(self, idle: Callable[[], bool]) -> None:
+        # Parked is said first and the reason asked once more, so that a wake between the two is not missed.
         self._parked = True
-        if self._native.outstanding() == 0 or self._native.is_lost():
-            self._wake.wait()
+        if idle() and not self._stopping:
+            self._bell.acquire()
         self._parked = False
-        self._wake.clear()
+
+    def _ring(self) -> None:
+        try:
+            self._bell.release()
+        except RuntimeError:
+            pass  # rung already, and not heard yet
 
     def _pause(self) -> float:
         age, expected = self._expected()

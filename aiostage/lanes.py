@@ -111,6 +111,15 @@ class StagingBuffer:
         """Whether somebody may still write to it."""
         return bool(self.open) or self.copying > 0
 
+    def held_by(self) -> str:
+        """What keeps it from coming back that only its users can end; empty if nothing does."""
+        reasons = [str(hold) for hold in self.open.values()]
+        if self.quarantine:
+            reasons.append("a view of an abandoned allocation")
+        if self.unstaged:
+            reasons.append(f"{self.unstaged} allocations committed without a copy")
+        return ", ".join(reasons)
+
     def place(self, size: int, alignment: int) -> int | None:
         """Offset where `size` bytes fit, or None."""
         offset = -(-self.head // alignment) * alignment

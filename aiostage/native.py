@@ -193,6 +193,8 @@ class WgpuNative:
         self._waiting, self._remember = waiting, remember
         self._map_info = ffi.new("WGPUBufferMapCallbackInfo *")
         self._work_done_info = ffi.new("WGPUQueueWorkDoneCallbackInfo *")
+        # For the userdata in each; one apiece, because mapping may block behind a submit.
+        self._map_lock, self._work_done_lock = threading.Lock(), threading.Lock()
         self._static = []  # cffi needs the callbacks kept alive
         for info, function in ((self._map_info, mapped), (self._work_done_info, work_done)):
             callback = ffi.callback(ffi.typeof(info.callback), function)
@@ -220,9 +222,10 @@ class WgpuNative:
         return len(self._waiting)
 
     def on_work_done(self, done: Done) -> None:
-        info = self._ffi.new("WGPUQueueWorkDoneCallbackInfo *", self._work_done_info[0])
-        info.userdata1 = self._remember(done)
-        self._lib.wgpuQueueOnSubmittedWorkDone(self._queue, info[0])
+        info = self._work_done_info
+        with self._work_done_lock:
+            info.userdata1 = self._remember(done)
+            self._lib.wgpuQueueOnSubmittedWorkDone(self._queue, info[0])
 
     def is_lost(self) -> bool:
         error = self._captured(self._lib.wgpuQueueWriteBuffer, self._queue, self._probe._internal, 0, self._ffi.NULL, 0)
@@ -258,10 +261,11 @@ class WgpuNative:
 
     def map(self, buffer: Any, done: Done) -> None:
         lib = self._lib
-        info = self._ffi.new("WGPUBufferMapCallbackInfo *", self._map_info[0])
-        info.userdata1 = key = self._remember(done)
+        info = self._map_info
         mode = lib.WGPUMapMode_Read if buffer.usage & wgpu.BufferUsage.MAP_READ else lib.WGPUMapMode_Write
-        error = self._captured(lib.wgpuBufferMapAsync, buffer._internal, mode, 0, buffer.size, info[0])
+        with self._map_lock:
+            info.userdata1 = key = self._remember(done)
+            error = self._captured(lib.wgpuBufferMapAsync, buffer._internal, mode, 0, buffer.size, info[0])
         if error is not None:
             late = self._waiting.pop(int(self._ffi.cast("uintptr_t", key)), None)
             if late is not None:

@@ -54,7 +54,7 @@ logger = logging.getLogger("aiostage")
 class _Waiter:
     """Somebody suspended until there is a place; it is handed over, not looked for again."""
 
-    __slots__ = ("alignment", "error", "event", "lane", "place", "size")
+    __slots__ = ("alignment", "event", "lane", "place", "size")
 
     def __init__(self, lane: Lane, size: int, alignment: int) -> None:
         self.lane = lane
@@ -62,7 +62,6 @@ class _Waiter:
         self.alignment = alignment
         self.event = anyio.Event()
         self.place: tuple[StagingBuffer, int] | None = None
-        self.error: StagingError | None = None
 
 
 class _Relay(NamedTuple):
@@ -223,8 +222,10 @@ class StagingRing:
         except anyio.WouldBlock:
             pass
         place = await self._wait(self._slots, size, math.lcm(4, alignment))
+        slot = self._open_allocation(place, size)
         place[0].copying -= 1  # the hand-over held it
-        return self._open_allocation(place, size, claimed=True)
+        self._notify()  # a submit may move its copies elsewhere now
+        return slot
 
     async def allocate_texture(self, size: Any, format: str, *, aspect: str = "all") -> Allocation:
         """Staging memory for `size` texels (width, height, depth or layers), rows padded as copies demand.
@@ -439,13 +440,14 @@ class StagingRing:
                 return buffer
         return None
 
-    def _open_allocation(self, place: tuple[StagingBuffer, int], size: int, claimed: bool = False) -> Allocation:
+    def _open_allocation(self, place: tuple[StagingBuffer, int], size: int) -> Allocation:
         buffer, offset = place
         buffer.open[offset] = Hold(self._port.current_task(), size, time.perf_counter())
         return Allocation(self, buffer, offset, size)
 
     async def _reserve(self, lane: Lane, size: int, alignment: int) -> tuple[StagingBuffer, int]:
         """A place that the library itself fills; `_filled` ends it."""
+        self._check()  # an upload of many pieces comes here again and again
         place = None if self._waiters else self._find(lane, size, alignment)
         if place is None:
             return await self._wait(lane, size, alignment)
@@ -477,17 +479,17 @@ class StagingRing:
         self._grant()
         try:
             await self._suspend(waiter)
+            if self._error is not None:
+                raise self._error
         except BaseException:
             self._waiters.pop(waiter, None)
-            if waiter.place is not None:  # handed over while the cancellation was on its way
+            if waiter.place is not None:  # handed over while the cancellation or the end was on its way
                 self._filled(waiter.place[0], size, None)
             else:
                 self._grant()
             raise
         finally:
             self._stall_seconds += time.perf_counter() - started
-        if waiter.error is not None:
-            raise waiter.error
         assert waiter.place is not None
         return waiter.place
 
@@ -502,14 +504,8 @@ class StagingRing:
 
     def _explain(self) -> None:
         """Raise if waiting on cannot help: say who holds the buffers, or that the GPU does."""
-        held = [f"buffer {b.index}: {', '.join(map(str, b.open.values()))}" for b in self._buffers if b.open]
-        held += [f"buffer {b.index}: a view of an abandoned allocation" for b in self._buffers if b.quarantine]
-        held += [
-            f"buffer {b.index}: {b.unstaged} allocations committed without a copy"
-            for b in self._buffers
-            if b.unstaged and not b.open
-        ]
-        if len(held) >= self.ring_count:
+        held = [f"buffer {b.index}: {why}" for b in self._buffers if (why := b.held_by())]
+        if len(held) == self.ring_count:
             message = f"no staging buffer can come back; {'; '.join(held)}"
             logger.warning(message)
             raise StallTimeout(message)
@@ -722,10 +718,14 @@ class StagingRing:
 
     async def _evacuate(self, lane: Lane, held: StagingBuffer, fresh: StagingBuffer) -> None:
         """Move the copies out of a buffer that somebody else holds open."""
+        # They count as in the fresh buffer at once, which nobody submits before the bytes are there.
         moving = [copy for copy in lane.copies if copy.source is held]
-        lane.copies = [copy for copy in lane.copies if copy.source is not held]
-        nbytes = sum(copy.nbytes for copy in moving)
-        held.copies = 0
+        for copy in moving:
+            copy.source = fresh
+        fresh.copies, held.copies = held.copies, 0
+        moved = held.used - sum(hold.size for hold in held.open.values())
+        fresh.used += moved
+        held.used -= moved
         fresh.head, fresh.closed = held.head, True
         for buffer in (held, fresh):
             buffer.copying += 1
@@ -741,13 +741,6 @@ class StagingRing:
         try:
             await self._workers.run(move)
         finally:
-            for copy in moving:
-                copy.source = fresh
-            lane.copies[:0] = moving
-            fresh.copies += len(moving)
-            moved = min(nbytes, held.used)
-            held.used -= moved
-            fresh.used += moved
             for buffer in (held, fresh):
                 buffer.copying -= 1
             self._let_go(held)
@@ -831,7 +824,6 @@ class StagingRing:
     def _wake_all(self, error: StagingError) -> None:
         while self._waiters:
             waiter, _ = self._waiters.popitem(last=False)
-            waiter.error = error
             waiter.event.set()
         if isinstance(error, DeviceLost):
             failed = Submission((), [], (), Fence(self._tracker))

@@ -436,13 +436,14 @@ def _infer(
 
 def _as_blocks(array: npt.NDArray[Any], block: TexelBlock, dimension: str) -> npt.NDArray[Any] | None:
     """`array` as (layers, block rows, block columns, items of a block) by its shape, or None."""
-    axes = 1 if dimension == "1d" else 2
-    if array.itemsize == block.nbytes:
+    fewest, most = (1, 1) if dimension == "1d" else (2, 3)
+    has_channels = array.ndim > most and array.shape[-1] == 1  # an axis for the only channel
+    if array.itemsize == block.nbytes and not has_channels:
         array = array[..., np.newaxis]
     elif not array.ndim or array.shape[-1] * array.itemsize != block.nbytes:
         return None
     spatial = array.ndim - 1
-    if not axes <= spatial <= (1 if dimension == "1d" else 3):
+    if not fewest <= spatial <= most:
         return None
     return array[(np.newaxis,) * (3 - spatial)]
 

@@ -1,0 +1,130 @@
+"""The machine and the device that a figure was measured on."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import wgpu
+from wgpu.backends.wgpu_native import lib_version_info
+
+import aiostage
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def open_device(software: bool = False) -> wgpu.GPUDevice:
+    """The fastest adapter's device, or the software one's; with large buffers and host-cached staging if it can."""
+    if software:
+        adapter = next(a for a in wgpu.gpu.enumerate_adapters_sync() if a.info["adapter_type"] == "CPU")
+    else:
+        adapter = wgpu.gpu.request_adapter_sync(power_preference="high-performance")
+    features = {"mappable-primary-buffers"} & set(adapter.features)
+    limits = {"max-buffer-size": min(1 << 30, adapter.limits["max-buffer-size"])}
+    return adapter.request_device_sync(required_features=sorted(features), required_limits=limits)
+
+
+def describe(device: wgpu.GPUDevice) -> dict[str, Any]:
+    """What has to be known to compare a figure."""
+    return {
+        "adapter": device.adapter.summary,
+        "driver": device.adapter.info["description"],
+        "processor": _processor(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "wgpu": wgpu.__version__,
+        "wgpu_native": ".".join(map(str, lib_version_info)),
+        "numpy": np.__version__,
+        "aiostage": aiostage.__version__,
+        "date": time.strftime("%Y-%m-%d"),
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "")
+
+
+def name(device: wgpu.GPUDevice) -> str:
+    """A short name for files: "h100", "llvmpipe"."""
+    words = device.adapter.info["device"].lower().replace("(", " ").split()
+    return next((word for word in words if word not in {"nvidia", "amd", "intel", "geforce"}), "gpu")
+
+
+def save(kind: str, device: wgpu.GPUDevice, figures: dict[str, Any]) -> Path:
+    """Write the raw JSON; returns where."""
+    folder = Path(os.environ.get("AIOSTAGE_RESULTS", RESULTS))
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name(device)}-{kind}.json"
+    path.write_text(json.dumps({"machine": describe(device), "figures": figures}, indent=1) + "\n")
+    return path
+
+
+def spread(values: Sequence[float], scale: float = 1.0) -> dict[str, float]:
+    """Median, quartiles, 99th percentile and extremes."""
+    ordered = sorted(value * scale for value in values)
+    at = lambda fraction: round(ordered[min(len(ordered) - 1, int(fraction * len(ordered)))], 6)  # noqa: E731
+    return {
+        "n": len(ordered),
+        "min": at(0),
+        "p25": at(0.25),
+        "p50": round(statistics.median(ordered), 6),
+        "p75": at(0.75),
+        "p99": at(0.99),
+        "max": at(1),
+    }
+
+
+class GpuWork:
+    """Command buffers that keep the GPU busy for about as long as asked."""
+
+    def __init__(self, device: wgpu.GPUDevice) -> None:
+        self.device = device
+        usage = wgpu.BufferUsage.COPY_SRC | wgpu.BufferUsage.COPY_DST
+        self._size = 8 << 20 if device.adapter.info["adapter_type"] == "CPU" else 256 << 20
+        self._input, self.output = (device.create_buffer(size=self._size, usage=usage) for _ in range(2))
+        self._unit = 0.0
+        self._run(4)
+        self._unit = self._run(16) / 16  # seconds a copy
+
+    def command_buffer(self, seconds: float) -> wgpu.GPUCommandBuffer:
+        return self._record(max(1, round(seconds / self._unit)))
+
+    def wait(self) -> None:
+        """Block until the device is idle, as fast as can be."""
+        self.device._poll_wait()
+
+    def _record(self, copies: int) -> wgpu.GPUCommandBuffer:
+        encoder = self.device.create_command_encoder()
+        for _ in range(copies):
+            encoder.copy_buffer_to_buffer(self._input, 0, self.output, 0, self._size)
+        return encoder.finish()
+
+    def _run(self, copies: int) -> float:
+        work = self._record(copies)
+        started = time.perf_counter()
+        self.device.queue.submit([work])
+        self.wait()
+        return time.perf_counter() - started
+
+
+def print_table(title: str, rows: Sequence[Sequence[object]], header: Sequence[str]) -> None:
+    """A plain table on stdout."""
+    cells = [list(map(str, header)), *([str(cell) for cell in row] for row in rows)]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
+    print(f"\n{title}")
+    for row in cells:
+        print("  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    sys.stdout.flush()

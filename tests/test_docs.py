@@ -1,0 +1,44 @@
+"""Every example in the README and the documentation runs as it stands."""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+import inspect
+import re
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PAGES = sorted(path for path in (ROOT / "docs").glob("*.md") if path.name != "index.md")
+
+
+def blocks(page: Path) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)], ids=lambda page: page.name)
+def test_a_page_runs_from_top_to_bottom_in_one_session(page: Path) -> None:
+    async def session() -> None:
+        namespace: dict[str, object] = {}
+        for block in blocks(page):
+            code = compile(block, str(page), "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+            pending = types.FunctionType(code, namespace)()
+            if inspect.isawaitable(pending):
+                await pending
+
+    asyncio.run(session())
+
+
+def test_the_first_program_of_the_readme_runs_as_pasted(tmp_path: Path) -> None:
+    program = blocks(ROOT / "README.md")[0]
+    assert len(program.strip().splitlines()) <= 15
+    script = tmp_path / "first.py"
+    script.write_text(program)
+    run = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=120, cwd=ROOT)
+    assert run.returncode == 0, run.stderr
+    assert "done" in run.stdout
