@@ -188,6 +188,7 @@ class Allocation:
         """Give the place up; nothing is copied. Does nothing when the allocation is closed already."""
         if self._closed:
             return
+        self._ring._port.check()
         self._close()
         if self._views is not None:
             self._views.give_up()
@@ -210,7 +211,7 @@ class Allocation:
             raise
 
     def __del__(self) -> None:
-        if not getattr(self, "_closed", True):
+        if not getattr(self, "_closed", True) and self._ring._error is None:  # its end abandons what is open
             warnings.warn(f"{self!r} was neither committed nor abandoned", ResourceWarning, stacklevel=1)
             self._close()
             ring, buffer, offset, size = self._ring, self.buffer, self.offset, self.size

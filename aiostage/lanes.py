@@ -135,11 +135,12 @@ class StagingBuffer:
 class Lane:
     """Staging buffers whose copies depart together, in the order in which they were staged."""
 
-    __slots__ = ("buffers", "copies", "trips")
+    __slots__ = ("buffers", "copies", "ended", "trips")
 
     def __init__(self, ends: bool = False) -> None:
         self.buffers: list[StagingBuffer] = []  # IN_USE, oldest first; the last takes allocations
         self.copies: list[Copy] = []
+        self.ended = False  # as a batch or frame does: nothing may be added any more
         self.trips: list[Trip] | None = [] if ends else None  # where the copies of a batch or frame went
 
     def stage(self, copy: Copy) -> None:

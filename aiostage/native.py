@@ -7,19 +7,21 @@ Three traps are dealt with here, so that nobody else has to know them:
 
 - A blocking `wgpuDevicePoll` holds every submit of the process until it returns, and wgpu-py starts one in a thread for
   each promise. While a device is attached, that thread polls without blocking.
-- A submit that fails validation aborts the interpreter (wgpu-native issue 588). What can be at fault in a copy is
-  checked directly before the submit: destroyed and mapped destinations, a lost device, the encoder itself.
+- A submit that fails validation aborts the interpreter (wgpu-native issue 588). What can be at fault is checked right
+  before the submit: destroyed and mapped destinations, a lost device, the encoder itself, command buffers that were
+  submitted before. wgpu-py does not say what was destroyed or submitted: while a device is attached, the methods that
+  do it are wrapped to note it down, and to wait for a submit that another thread is making.
 - wgpu-py's `copy_buffer_to_texture` drops the aspect; the C function takes it.
 """
 
 from __future__ import annotations
 
+import functools
 import itertools
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol, runtime_checkable
-from weakref import WeakSet
 
 import wgpu
 
@@ -161,7 +163,6 @@ class WgpuNative:
             "depth-only": self._lib.WGPUTextureAspect_DepthOnly,
             "stencil-only": self._lib.WGPUTextureAspect_StencilOnly,
         }
-        self._submitted: WeakSet[Any] = WeakSet()
         self._poll_guard = _PollGuard(device, self.poll)
         self._make_callbacks()
         self._make_structs()
@@ -210,10 +211,12 @@ class WgpuNative:
     # -- polling --
 
     def attach(self) -> None:
+        _ledger.attach()
         self._poll_guard.attach()
 
     def detach(self) -> None:
         self._poll_guard.detach()
+        _ledger.detach()
 
     def poll(self) -> None:
         self._lib.wgpuDevicePoll(self._device, False, self._ffi.NULL)
@@ -295,23 +298,24 @@ class WgpuNative:
                 raise InvalidSubmit(f"{type(command_buffer).__name__} is not a GPUCommandBuffer")
             if not self.owns(command_buffer):
                 raise InvalidSubmit("the command buffer belongs to another device than the ring")
-            if command_buffer in self._submitted or id(command_buffer) in seen:
+            if _ledger.was_submitted(command_buffer) or id(command_buffer) in seen:
                 raise InvalidSubmit("the command buffer was submitted before; a command buffer runs once")
             seen.add(id(command_buffer))
 
     def submit(self, copies: Sequence[Copy], command_buffers: Sequence[Any]) -> list[tuple[Copy, InvalidCopy]]:
-        good, refused = self._sift(copies)
-        command_buffer, error = self._encode(good)
-        if error is not None:
-            good, refused = self._find_guilty(good, refused)
+        with _ledger.lock:  # from the checks to the submit, nothing is destroyed or mapped
+            good, refused = self._sift(copies)
             command_buffer, error = self._encode(good)
-        if error is not None or self.is_lost():
-            raise DeviceLost(error or "the device was lost before the submit")
-        ours = [] if command_buffer is None else [command_buffer]
-        theirs = [buffer._internal for buffer in command_buffers]
-        self._submitted.update(command_buffers)
-        batch = self._ffi.new("WGPUCommandBuffer[]", ours + theirs)
-        self._lib.wgpuQueueSubmit(self._queue, len(batch), batch)
+            if error is not None:
+                good, refused = self._find_guilty(good, refused)
+                command_buffer, error = self._encode(good)
+            if error is not None or self.is_lost():
+                raise DeviceLost(error or "the device was lost before the submit")
+            ours = [] if command_buffer is None else [command_buffer]
+            theirs = [buffer._internal for buffer in command_buffers]
+            _ledger.note_submitted(command_buffers)
+            batch = self._ffi.new("WGPUCommandBuffer[]", ours + theirs)
+            self._lib.wgpuQueueSubmit(self._queue, len(batch), batch)
         for buffer in ours:
             self._lib.wgpuCommandBufferRelease(buffer)
         return refused
@@ -337,18 +341,21 @@ class WgpuNative:
         destination = copy.destination
         if destination._internal is None:
             return "the destination was released"
-        if isinstance(copy, BufferCopy):
-            if destination.map_state != "unmapped":
-                return "the destination buffer is mapped"
-            # Nothing says that a buffer was destroyed but the error of unmapping it.
-            error = self._captured(self._lib.wgpuBufferUnmap, destination._internal)
-            return "the destination buffer was destroyed" if error and "destroyed" in error else None
-        new = self._ffi.new
-        nothing = new("WGPUExtent3D *")
+        if isinstance(copy, BufferCopy) and destination.map_state != "unmapped":
+            return "the destination buffer is mapped"
+        if not _ledger.is_known(destination):
+            error = self._probe_destroyed(copy)
+            _ledger.note(destination, destroyed=error is not None and "destroyed" in error)
+        return "the destination was destroyed" if _ledger.is_destroyed(destination) else None
+
+    def _probe_destroyed(self, copy: Copy) -> str | None:
+        """The error of a call that only fails, and only if the destination was destroyed before notes were taken."""
+        lib, new = self._lib, self._ffi.new
+        if isinstance(copy, BufferCopy):  # of an unmapped buffer; it fails in any case, the message tells
+            return self._captured(lib.wgpuBufferUnmap, copy.destination._internal)
         layout = new("WGPUTexelCopyBufferLayout *", {"bytesPerRow": 256, "rowsPerImage": 1})
-        target = self._texture_info(copy)
-        error = self._captured(self._lib.wgpuQueueWriteTexture, self._queue, target, self._ffi.NULL, 0, layout, nothing)
-        return "the destination texture was destroyed" if error and "destroyed" in error else None
+        nothing, target = new("WGPUExtent3D *"), self._texture_info(copy)
+        return self._captured(lib.wgpuQueueWriteTexture, self._queue, target, self._ffi.NULL, 0, layout, nothing)
 
     def _find_guilty(
         self, copies: Iterable[Copy], refused: list[tuple[Copy, InvalidCopy]]
@@ -426,6 +433,9 @@ class WgpuNative:
     def record(self, encoder: Any, copies: Sequence[Copy]) -> None:
         if not isinstance(encoder, wgpu.GPUCommandEncoder) or not self.owns(encoder):
             raise InvalidCopy(f"encoder must be a GPUCommandEncoder of the ring's device, not {type(encoder).__name__}")
+        _, refused = self._sift(copies)
+        if refused:
+            raise refused[0][1]
         error = self._captured(self._record, encoder._internal, copies)
         if error is not None:
             raise InvalidCopy(error)
@@ -442,6 +452,81 @@ class WgpuNative:
 
     def owns(self, resource: Any) -> bool:
         return getattr(resource, "_device", None) is self.device
+
+
+class _Ledger:
+    """What was destroyed and submitted, in all of wgpu-py, while a device is attached.
+
+    Notes are attributes of the objects, with the number of the period in which they were taken: between two periods
+    nobody took any.
+    """
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
+        self._attached = 0
+        self._period = 0
+        self._originals: list[tuple[type, str, Any]] = []
+
+    def attach(self) -> None:
+        from wgpu.backends.wgpu_native import _api
+
+        with self.lock:
+            self._attached += 1
+            if self._attached == 1:
+                self._period += 1
+                for owner in (_api.GPUBuffer, _api.GPUTexture, _api.GPUDevice):
+                    self._wrap(owner, "destroy", self._destroyed)
+                self._wrap(_api.GPUBuffer, "map_async", None)
+                self._wrap(_api.GPUQueue, "submit", self._queue_submitted)
+
+    def detach(self) -> None:
+        with self.lock:
+            self._attached -= 1
+            if self._attached == 0:
+                for owner, name, original in self._originals:
+                    setattr(owner, name, original)
+                self._originals.clear()
+
+    def note(self, resource: Any, destroyed: bool) -> None:
+        resource._aiostage_fate = self._period, destroyed
+
+    def is_known(self, resource: Any) -> bool:
+        """Whether the fate of `resource` has been followed since it was noted first."""
+        return getattr(resource, "_aiostage_fate", (0,))[0] == self._period
+
+    def is_destroyed(self, resource: Any) -> bool:
+        return bool(resource._aiostage_fate == (self._period, True))
+
+    def note_submitted(self, command_buffers: Iterable[Any]) -> None:
+        for command_buffer in command_buffers:
+            command_buffer._aiostage_submitted = True
+
+    def was_submitted(self, command_buffer: Any) -> bool:
+        return getattr(command_buffer, "_aiostage_submitted", False)
+
+    def _destroyed(self, resource: Any) -> None:
+        self.note(resource, destroyed=True)
+
+    def _queue_submitted(self, queue: Any, command_buffers: Iterable[Any]) -> None:
+        if isinstance(command_buffers, Sequence):  # anything else could be gone through only once
+            self.note_submitted(command_buffers)
+
+    def _wrap(self, owner: type, name: str, note: Callable[..., None] | None) -> None:
+        """Have calls of a method wait for the lock, and `note` called with their arguments."""
+        original = getattr(owner, name)
+        self._originals.append((owner, name, original))
+
+        @functools.wraps(original)
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            with self.lock:
+                if note is not None:
+                    note(*args, **kwargs)
+                return original(*args, **kwargs)
+
+        setattr(owner, name, wrapper)
+
+
+_ledger = _Ledger()
 
 
 class _Capture:

@@ -33,6 +33,7 @@ from .allocation import Allocation, texel_layout
 from .budget import MemoryBudget, MiB, default_budget
 from .copies import BufferCopy, Copy
 from .errors import (
+    AllocationClosed,
     AllocationTooLarge,
     DeviceLost,
     FenceTimeout,
@@ -115,6 +116,7 @@ class StagingRing:
         self._threads = min(12, os.cpu_count() or 2) if threads is None else _positive(threads, "threads")
         self._inline_size = inline_size
         self._error: StagingError | None = RingClosed("the ring is not open; use 'async with'")
+        self._opened = False
         self._buffers: list[StagingBuffer] = []
         self._cursor = 0  # index where the next buffer is looked for, and the current one while it has room
         self._slots = Lane()  # what allocate gives out
@@ -137,8 +139,9 @@ class StagingRing:
         :raises BudgetExceeded: nothing was created.
         :raises ValueError: the device cannot have such buffers.
         """
-        if self._buffers:
-            raise RuntimeError("the ring is open already")
+        if self._opened:
+            raise RuntimeError("a ring is opened once; make another one")
+        self._opened = True
         self._tracker = FenceTracker.shared(self.device)
         self._native: Native = self._tracker.native
         self._port = self._tracker.port
@@ -172,6 +175,7 @@ class StagingRing:
         """
         if not self._buffers or isinstance(self._error, RingClosed):
             return
+        self._port.check()
         lost, self._error = self._error, RingClosed("the ring was closed")
         self._wake_all(self._error)
         with anyio.CancelScope(shield=True):
@@ -282,7 +286,8 @@ class StagingRing:
         What is committed in it is submitted. With a `fence` given, the buffer stays fenced until that is done too.
 
         :returns: `fence`, or one that completes when the GPU is done with the buffer.
-        :raises anyio.WouldBlock: an allocation in it is open; it is closed to new ones all the same.
+        :raises anyio.WouldBlock: an allocation in it, or beside copies that come before its own, is open; it is closed
+            to new ones all the same.
         """
         self._check()
         buffer = self._slots.buffers[-1] if self._slots.buffers else self._next_available(self._slots)
@@ -290,8 +295,11 @@ class StagingRing:
             return fence or self._tracker.insert()
         buffer.closed = True
         self._move_cursor(buffer)
-        if buffer.is_held:
+        if buffer.is_held or any(other.copies and other.is_held for other in self._slots.buffers):
             raise anyio.WouldBlock
+        earlier = [other for other in self._slots.buffers if other.copies and other is not buffer]
+        if earlier:
+            self._depart(self._slots, earlier)
         submission = self._depart(self._slots, [buffer], (), guard=fence)
         if submission.error is not None:
             raise submission.error
@@ -447,7 +455,7 @@ class StagingRing:
 
     async def _reserve(self, lane: Lane, size: int, alignment: int) -> tuple[StagingBuffer, int]:
         """A place that the library itself fills; `_filled` ends it."""
-        self._check()  # an upload of many pieces comes here again and again
+        self._check_lane(lane)  # an upload of many pieces comes here again and again
         place = None if self._waiters else self._find(lane, size, alignment)
         if place is None:
             return await self._wait(lane, size, alignment)
@@ -459,9 +467,9 @@ class StagingRing:
         buffer.copying -= 1
         lane = buffer.lane
         assert lane is not None
-        if copy is not None:
+        if copy is not None and not lane.ended:
             lane.stage(copy)
-        else:
+        elif not lane.ended:
             buffer.used -= size
         if lane is self._uploads and not self._flush_scheduled:
             self._flush_scheduled = True
@@ -479,8 +487,7 @@ class StagingRing:
         self._grant()
         try:
             await self._suspend(waiter)
-            if self._error is not None:
-                raise self._error
+            self._check_lane(lane)
         except BaseException:
             self._waiters.pop(waiter, None)
             if waiter.place is not None:  # handed over while the cancellation or the end was on its way
@@ -492,6 +499,11 @@ class StagingRing:
             self._stall_seconds += time.perf_counter() - started
         assert waiter.place is not None
         return waiter.place
+
+    def _check_lane(self, lane: Lane) -> None:
+        self._check()
+        if lane.ended:
+            raise AllocationClosed("the batch or frame has ended")
 
     async def _suspend(self, waiter: _Waiter) -> None:
         patience = min(self._stall_timeout, self._fence_timeout or self._stall_timeout)
@@ -746,7 +758,8 @@ class StagingRing:
             self._let_go(held)
 
     def _discard(self, lane: Lane) -> None:
-        """A batch or frame is abandoned: its copies are forgotten."""
+        """A batch or frame is abandoned: its copies are forgotten, also those that a thread is still writing."""
+        lane.ended = True
         lane.copies.clear()
         for buffer in list(lane.buffers):
             buffer.copies = 0
@@ -756,7 +769,11 @@ class StagingRing:
         self._retire(lane)
 
     def _retire(self, lane: Lane) -> None:
+        lane.ended = True
         self._lanes.discard(lane)
+        for waiter in [waiter for waiter in self._waiters if waiter.lane is lane]:  # somebody's who outlives it
+            del self._waiters[waiter]
+            waiter.event.set()
         if self._waiters:
             self._grant()
 
@@ -803,9 +820,15 @@ class StagingRing:
             self._buffers.append(StagingBuffer(index, handle, self.buffer_size))
 
     async def _drain(self) -> None:
-        """Submit what can be and wait for the GPU."""
+        """Submit what is committed and wait for the GPU."""
+        for held in [buffer for buffer in self._slots.buffers if buffer.copies and buffer.is_held]:
+            fresh = self._next_available(self._slots)
+            if fresh is None:
+                logger.error("closed with open allocations in every buffer: %d copies beside them lost", held.copies)
+            else:
+                await self._evacuate(self._slots, held, fresh)
         for lane in (self._uploads, self._slots):
-            ready = lane.ready()
+            ready = [buffer for buffer in lane.buffers if buffer.copies and not buffer.is_held]
             if ready:
                 self._depart(lane, ready)
         while self._under_way:

@@ -114,8 +114,7 @@ class Demo:
     async def _stream_and_draw(self) -> None:
         self.mosaic = Mosaic(self.device, self.texture, self.sizes, self.planned)
         await self.mosaic.upload(self.ring)
-        opener = open_window if self.options.window else open_offscreen
-        canvas = opener(self.mosaic.size, self.adapter, self.device)
+        canvas = self._open_canvas()
         observer = self.observer = Observer(self.ring.stats_nowait)
         reporter = report.Reporter(observer, self.progress, self.options.frames)
         with reporter.display():
@@ -129,6 +128,14 @@ class Demo:
                 watchers.cancel_scope.cancel()
             observer.stop()
         canvas.close()
+
+    def _open_canvas(self) -> Canvas:
+        width, height = self.mosaic.size
+        if self.options.window:
+            return open_window((width, height), self.adapter, self.device)
+        if self.adapter.info["adapter_type"] == "CPU":
+            width, height = width // 2, height // 2  # software drivers need several times a frame's 16 ms otherwise
+        return open_offscreen((width, height), self.adapter, self.device)
 
     async def _stream(self) -> None:
         """All rounds, spread over the frames that will be drawn."""
@@ -187,7 +194,7 @@ class Demo:
         stats = self.observed.latest
         title = (
             f"{self.progress.uploads} tiles, {report.mib(self.progress.bytes)}, through "
-            f"{stats.ring_count} × {report.mib(stats.buffer_size)} of staging memory"
+            f"{stats.ring_count} staging buffers of {report.mib(stats.buffer_size)}"
         )
         subtitle = (
             f"{self.options.coroutines} coroutines, {stats.buffer_stalls} stalls, {self.progress.frames} frames drawn "
