@@ -209,7 +209,7 @@ class _Filling:
         done = partial(self._done, piece, buffer, offset)
         self._pending += 1
         if piece.nbytes > self._ring._inline_size:
-            self._ring._workers.start(job, done)
+            self._ring._workers.start(job, done, piece.nbytes)
             return
         try:
             job()

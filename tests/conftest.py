@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import pytest
 import wgpu
+from simulated import SimulatedGpu
 
 import aiostage
 
@@ -70,3 +71,41 @@ def target(device: wgpu.GPUDevice) -> Callable[[int], wgpu.GPUBuffer]:
         return device.create_buffer(size=size, usage=usage)
 
     return make
+
+
+@pytest.fixture(params=[False, True], ids=["submits inline", "submits in a thread"])
+def gpu(request: pytest.FixtureRequest) -> Iterator[SimulatedGpu]:
+    """A GPU that does nothing before it is told to; nobody may have written to memory that it owned."""
+    gpu = SimulatedGpu(submit_blocks=request.param)
+    yield gpu
+    assert gpu.violations == []
+
+
+@pytest.fixture
+async def simulated_ring(gpu: SimulatedGpu) -> AsyncIterator[Callable[..., Any]]:
+    """Opens rings on `gpu` that are closed after the test, by default of three buffers of 1 KiB."""
+    rings: list[aiostage.StagingRing] = []
+
+    async def open_one(ring_count: int = 3, buffer_size: int = 1024, **options: Any) -> aiostage.StagingRing:
+        ring = aiostage.StagingRing(gpu, ring_count, buffer_size, **options)
+        await ring.open()
+        rings.append(ring)
+        return ring
+
+    yield open_one
+    gpu.may_submit.set()
+    gpu.free_running = True
+    for ring in rings:
+        await ring.aclose()
+
+
+@pytest.fixture
+def always_shared(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Allocations share a staging buffer however long one of them has been open."""
+    monkeypatch.setattr("aiostage.lanes._PATIENCE", float("inf"))
+
+
+@pytest.fixture
+def never_shared(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An allocation prefers a free staging buffer to one that holds an open allocation, however young."""
+    monkeypatch.setattr("aiostage.lanes._PATIENCE", -1.0)

@@ -1,0 +1,293 @@
+"""Fences complete in order, for everybody who waits, and cost nothing while none is pending."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections.abc import AsyncIterator
+
+import anyio
+import pytest
+import wgpu
+from simulated import SimulatedGpu, turns, until
+
+import aiostage
+from aiostage import Fence, FenceTracker
+from aiostage.native import connect
+
+
+@pytest.fixture
+async def tracker(gpu: SimulatedGpu) -> AsyncIterator[FenceTracker]:
+    tracker = FenceTracker(gpu)
+    yield tracker
+    tracker.close()
+
+
+def work(gpu: SimulatedGpu, tracker: FenceTracker) -> Fence:
+    """A fence behind a submission of its own."""
+    gpu.submit([], [])
+    return tracker.insert()
+
+
+def poll_threads() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "aiostage poll"]
+
+
+async def test_a_fence_completes_with_the_work_before_it_and_not_earlier(
+    gpu: SimulatedGpu, tracker: FenceTracker
+) -> None:
+    fence = work(gpu, tracker)
+    assert not fence.done()
+    assert tracker.pending == 1
+    await until(lambda: gpu.polls > 5)
+    assert not fence.done()
+    gpu.complete()
+    await fence
+    assert fence.done()
+    assert tracker.pending == 0
+    assert fence.elapsed > 0
+
+
+async def test_a_fence_behind_nothing_completes_by_itself(tracker: FenceTracker) -> None:
+    await tracker.insert()
+
+
+async def test_values_increase_and_fences_complete_in_their_order(gpu: SimulatedGpu, tracker: FenceTracker) -> None:
+    assert tracker.value == 0
+    fences = [work(gpu, tracker) for _ in range(5)]
+    assert [fence.value for fence in fences] == [1, 2, 3, 4, 5]
+    assert tracker.value == 5
+    order: list[int] = []
+    for fence in reversed(fences):
+        fence.add_done_callback(lambda fence: order.append(fence.value))
+    gpu.complete(2)
+    await fences[1]
+    assert [fence.done() for fence in fences] == [True, True, False, False, False]
+    gpu.complete(3)
+    await tracker.wait_all()
+    await until(lambda: len(order) == 5)
+    assert order == [1, 2, 3, 4, 5]
+
+
+async def test_any_number_of_tasks_may_wait_and_a_cancelled_one_disturbs_nobody(
+    gpu: SimulatedGpu, tracker: FenceTracker
+) -> None:
+    fence = work(gpu, tracker)
+
+    async def wait() -> None:
+        await fence
+
+    tasks = [asyncio.ensure_future(wait()) for _ in range(10)]
+    await turns()
+    tasks[3].cancel()
+    await turns()
+    assert [task.done() for task in tasks] == [i == 3 for i in range(10)]
+    assert not fence.done()
+    gpu.complete()
+    outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+    assert [type(outcome) for outcome in outcomes] == [
+        asyncio.CancelledError if i == 3 else type(None) for i in range(10)
+    ]
+
+
+async def test_awaiting_a_completed_fence_does_not_suspend(gpu: SimulatedGpu, tracker: FenceTracker) -> None:
+    fence = work(gpu, tracker)
+    gpu.complete()
+    await fence
+
+    async def wait() -> str:
+        await fence
+        await fence.wait(0)
+        return "at once"
+
+    with pytest.raises(StopIteration, match="at once"):
+        wait().send(None)
+
+
+async def test_wait_times_out_with_what_is_pending_and_the_fence_stays(
+    gpu: SimulatedGpu, tracker: FenceTracker
+) -> None:
+    work(gpu, tracker)
+    fence = work(gpu, tracker)
+    message = r"fence 2 is not done after \d+\.\d+ s; 2 pending, the oldest is fence 1 for \d+\.\d+ s"
+    for timeout in (0, 0.01):
+        with pytest.raises(aiostage.FenceTimeout, match=message):
+            await fence.wait(timeout)
+    with pytest.raises(TimeoutError):
+        await fence.wait(0)
+    assert not fence.done()
+    gpu.complete_all()
+    await fence.wait()
+
+
+async def test_a_cancelled_wait_is_a_cancellation_and_no_timeout(gpu: SimulatedGpu, tracker: FenceTracker) -> None:
+    fence = work(gpu, tracker)
+    with anyio.move_on_after(0.01) as scope:
+        await fence.wait(60)
+    assert scope.cancelled_caught
+    gpu.complete()
+    await fence
+
+
+async def test_done_callbacks_run_on_the_loop_once_also_when_added_late(
+    gpu: SimulatedGpu, tracker: FenceTracker
+) -> None:
+    fence = work(gpu, tracker)
+    calls: list[tuple[Fence, int]] = []
+
+    def callback(fence: Fence) -> None:
+        calls.append((fence, threading.get_ident()))
+
+    fence.add_done_callback(callback)
+    gpu.complete()
+    await fence
+    await turns()
+    fence.add_done_callback(callback)
+    assert len(calls) == 1  # soon, but not in the caller's stack
+    await turns()
+    assert calls == [(fence, threading.get_ident())] * 2
+
+
+async def test_insertion_and_completion_are_logged_with_value_and_elapsed_time(
+    gpu: SimulatedGpu, tracker: FenceTracker, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG, logger="aiostage")
+    fence = work(gpu, tracker)
+    gpu.complete()
+    await fence
+    inserted, done = [record for record in caplog.records if record.name == "aiostage"]
+    assert inserted.levelno == done.levelno == logging.DEBUG
+    assert inserted.getMessage() == "fence 1 inserted"
+    assert (inserted.fence, done.fence, done.elapsed) == (1, 1, fence.elapsed)
+    assert done.getMessage() == f"fence 1 done after {fence.elapsed:.6f} s"
+
+
+async def test_a_lost_device_fails_every_pending_fence_and_those_that_come_later(
+    gpu: SimulatedGpu, tracker: FenceTracker
+) -> None:
+    fences = [work(gpu, tracker) for _ in range(3)]
+    gpu.complete()
+    await fences[0]
+    gpu.lose()
+    with anyio.fail_after(30):
+        for fence in fences[1:]:
+            with pytest.raises(aiostage.DeviceLost):
+                await fence
+            assert fence.done()
+        for _ in range(50):  # whatever the polling thread is at
+            with pytest.raises(aiostage.DeviceLost):
+                await tracker.insert()
+    assert tracker.pending == 0
+    await fences[0]
+
+
+async def test_a_fence_of_another_loop_is_wrong_loop(gpu: SimulatedGpu, tracker: FenceTracker) -> None:
+    fence = work(gpu, tracker)
+
+    async def wait() -> None:
+        await fence
+
+    with pytest.raises(aiostage.WrongLoop):
+        await asyncio.to_thread(asyncio.run, wait())
+    gpu.complete()
+    await fence
+
+
+async def test_leaving_a_tracker_waits_for_its_fences(gpu: SimulatedGpu) -> None:
+    async def use() -> Fence:
+        async with FenceTracker(gpu) as tracker:
+            return work(gpu, tracker)
+
+    using = asyncio.ensure_future(use())
+    await turns()
+    assert not using.done()
+    gpu.complete()
+    assert (await using).done()
+    assert gpu.attached == 0
+
+
+async def test_rings_share_one_tracker_per_device_and_a_closed_one_is_not_reused(gpu: SimulatedGpu) -> None:
+    one, two = FenceTracker.shared(gpu), FenceTracker.shared(gpu)
+    assert one is two
+    assert FenceTracker.shared(SimulatedGpu()) is not one
+    one.close()
+    assert gpu.attached == 1
+    two.close()
+    assert gpu.attached == 0
+    three = FenceTracker.shared(gpu)
+    assert three is not one
+    three.close()
+
+
+# -- polling --
+
+
+async def test_nothing_is_polled_while_nothing_is_pending(gpu: SimulatedGpu, tracker: FenceTracker) -> None:
+    assert poll_threads() == []  # not even a thread, before the first fence
+    fence = work(gpu, tracker)
+    gpu.complete()
+    await fence
+    await until(lambda: tracker._poller._parked)
+    polls = gpu.polls
+    await anyio.sleep(0.3)
+    assert gpu.polls == polls
+    fence = work(gpu, tracker)  # and it wakes up again
+    gpu.complete()
+    await fence
+    tracker.close()
+    assert poll_threads() == []
+    tracker.native.attach()
+    tracker._users += 1  # for the fixture to close
+
+
+async def test_nothing_is_polled_while_nothing_is_pending_on_a_real_device(
+    device: wgpu.GPUDevice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    native, polls = connect(device), []
+    poll = native.poll
+    monkeypatch.setattr(native, "poll", lambda: (polls.append(1), poll()))
+    async with FenceTracker(device) as tracker:
+        await tracker.insert()
+        await until(lambda: tracker._poller._parked)
+        assert polls
+        polls.clear()
+        await anyio.sleep(0.3)
+        assert not polls
+        await tracker.insert()
+        assert polls
+
+
+async def test_many_fences_from_many_threads_complete_in_order(device: wgpu.GPUDevice) -> None:
+    # Inserts come from the submitting thread too, and polls from whoever asks for statistics.
+    order: list[int] = []
+    async with FenceTracker(device) as tracker:
+        fences: list[Fence] = []
+
+        def insert() -> None:
+            for _ in range(200):
+                fences.append(tracker.insert())
+                tracker.native.poll()
+
+        with anyio.fail_after(60):
+            async with anyio.create_task_group() as group:
+                for _ in range(4):
+                    group.start_soon(anyio.to_thread.run_sync, insert)
+            await tracker.wait_all()
+        assert sorted(fence.value for fence in fences) == list(range(1, 801))
+        assert all(fence.done() for fence in fences)
+        fences.sort(key=lambda fence: fence.value)
+        order = [fence.completed_at for fence in fences]
+    assert order == sorted(order)
+
+
+async def test_a_destroyed_device_fails_its_fences(own_device: wgpu.GPUDevice) -> None:
+    tracker = FenceTracker(own_device)
+    fence = tracker.insert()
+    own_device.destroy()
+    with anyio.fail_after(30):
+        with pytest.raises(aiostage.DeviceLost):
+            await fence
+        with pytest.raises(aiostage.DeviceLost):
+            await tracker.insert()
+    tracker.close()

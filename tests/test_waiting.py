@@ -1,0 +1,514 @@
+"""What waits, for how long, for whom, and how it ends. On the simulated GPU: time passes when a test says so."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import anyio
+import pytest
+from simulated import SimulatedGpu, turns, until
+
+import aiostage
+from aiostage import BufferState, StagingRing
+
+OpenRing = Callable[..., Awaitable[StagingRing]]
+
+
+def start(awaitable: Any) -> asyncio.Task[Any]:
+    return asyncio.ensure_future(awaitable)
+
+
+async def in_time(awaitable: Awaitable[Any]) -> Any:
+    """The result, if it comes without the GPU's doing anything."""
+    with anyio.fail_after(30):
+        return await awaitable
+
+
+async def fill(ring: StagingRing, target: Any) -> None:
+    """Have the GPU own one more buffer of the ring, full."""
+    slot = await ring.allocate(ring.buffer_size)
+    with slot:
+        slot.copy_to_buffer(target)
+    await ring.submit()
+
+
+async def waiting(ring: StagingRing, n: int) -> None:
+    await until(lambda: ring.stats_nowait().waiters == n)
+
+
+# -- suspending and resuming --
+
+
+async def test_allocate_suspends_exactly_when_every_buffer_is_fenced(
+    gpu: SimulatedGpu, simulated_ring: OpenRing
+) -> None:
+    ring, target = await simulated_ring(ring_count=3), gpu.buffer(1024)
+    for _ in range(3):
+        await in_time(fill(ring, target))
+        assert ring.stats_nowait().buffer_stalls == 0
+    waiter = start(ring.allocate(4))
+    await waiting(ring, 1)
+    await turns()
+    assert not waiter.done()
+    assert ring.stats_nowait().buffer_stalls == 1
+    gpu.complete()
+    slot = await waiter
+    assert slot.buffer.index == 0
+    assert ring.stats_nowait().waiters == 0
+    slot.abandon()
+
+
+async def test_waiters_resume_in_the_order_in_which_they_came_and_each_is_woken_once(
+    gpu: SimulatedGpu, simulated_ring: OpenRing
+) -> None:
+    ring, target = await simulated_ring(ring_count=2), gpu.buffer(1024)
+    await fill(ring, target)
+    await fill(ring, target)
+    order: list[int] = []
+    slots: list[aiostage.Allocation] = []
+
+    async def producer(number: int) -> None:
+        slots.append(await ring.allocate(ring.buffer_size))
+        order.append(number)
+
+    tasks = []
+    for number in range(4):
+        tasks.append(start(producer(number)))
+        await waiting(ring, number + 1)
+    assert ring.stats_nowait().buffer_stalls == 4
+    for served in range(1, 5):
+        if served > 2:
+            slots[served - 3].abandon()
+        else:
+            gpu.complete()
+        await until(lambda served=served: len(order) == served)
+        await turns()
+        # Nobody else was woken to find that there is nothing: a stall is a suspension.
+        assert order == list(range(served))
+        assert ring.stats_nowait().waiters == 4 - served
+        assert ring.stats_nowait().buffer_stalls == 4
+    for slot in slots:
+        slot.abandon()
+    await asyncio.gather(*tasks)
+    assert ring.stats_nowait().stall_seconds > 0
+
+
+async def test_a_place_that_comes_free_goes_to_those_who_wait_and_not_to_a_newcomer(
+    gpu: SimulatedGpu, simulated_ring: OpenRing
+) -> None:
+    ring, target = await simulated_ring(ring_count=1), gpu.buffer(1024)
+    await fill(ring, target)
+    waiter = start(ring.allocate(1024))
+    await waiting(ring, 1)
+    with pytest.raises(anyio.WouldBlock):
+        ring.allocate_nowait(4)
+    newcomer = start(ring.allocate(4))
+    await waiting(ring, 2)
+    gpu.complete()
+    slot = await waiter
+    assert not newcomer.done()
+    slot.abandon()
+    (await newcomer).abandon()
+
+
+async def test_uploads_that_find_no_room_wait_in_the_same_line(gpu: SimulatedGpu, simulated_ring: OpenRing) -> None:
+    ring, target = await simulated_ring(ring_count=1), gpu.buffer(1024)
+    await fill(ring, target)
+    upload = start(ring.write_buffer(target, 0, b"\x01" * 1024))
+    await waiting(ring, 1)
+    slot_task = start(ring.allocate(4))
+    await waiting(ring, 2)
+    gpu.complete()
+    await upload
+    assert not slot_task.done()
+    assert ring.stats_nowait().buffer_stalls == 2
+    gpu.complete()
+    (await slot_task).abandon()
+    assert target.bytes.tolist() == [1] * 1024
+
+
+async def test_an_upload_larger_than_the_ring_goes_through_it_piece_by_piece(
+    gpu: SimulatedGpu, simulated_ring: OpenRing
+) -> None:
+    ring, target = await simulated_ring(ring_count=2), gpu.buffer(5000)
+    data = bytes(i % 251 for i in range(5000))
+    gpu.free_running = True
+    await (await ring.write_buffer(target, 0, data))
+    assert target.bytes.tobytes() == data
+    assert ring.stats_nowait().memory == 2 * 1024
+
+
+# -- cancellation --
+
+
+async def test_a_waiter_that_is_cancelled_leaves_its_turn_to_the_next(
+    gpu: SimulatedGpu, simulated_ring: OpenRing
+) -> None:
+    ring, target = await simulated_ring(ring_count=1), gpu.buffer(1024)
+    await fill(ring, target)
+    first, second = start(ring.allocate(1024)), start(ring.allocate(1024))
+    await waiting(ring, 2)
+    first.cancel()
+    await waiting(ring, 1)
+    gpu.complete()
+    slot = await second
+    assert ring.stats_nowait().bytes_in_flight == 1024
+    slot.abandon()
+    assert ring.stats_nowait().bytes_in_flight == 0
+    assert first.cancelled()
+
+
+async def test_a_small_waiter_behind_a_large_one_that_is_cancelled_resumes_at_once(
+    gpu: SimulatedGpu, simulated_ring: OpenRing, always_shared: None
+) -> None:
+    ring = await simulated_ring(ring_count=1)
+    holder = await ring.allocate(512)
+    large, small = start(ring.allocate(1024)), start(ring.allocate(256))
+    await waiting(ring, 2)
+    large.cancel()
+    slot = await in_time(small)
+    assert slot.offset == 512
+    slot.abandon()
+    holder.abandon()
+
+
+async def test_a_waiter_cancelled_in_the_turn_in_which_it_was_granted_hands_its_place_on(
+    gpu: SimulatedGpu, simulated_ring: OpenRing
+) -> None:
+    ring = await simulated_ring(ring_count=1)
+    holder = await ring.allocate(1024)
+    first, second = start(ring.allocate(1024)), start(ring.allocate(1024))
+    await waiting(ring, 2)
+    holder.abandon()  # grants the place to the first
+    assert ring.stats_nowait().waiters == 1
+    first.cancel()
+    slot = await in_time(second)
+    assert first.cancelled()
+    assert ring.stats_nowait().bytes_in_flight == 1024
+    slot.abandon()
+    assert ring.stats_nowait().buffer_states == (BufferState.AVAILABLE,)
+    assert ring.stats_nowait().bytes_in_flight == 0
+
+
+async def test_a_cancelled_upload_gives_its_place_back_and_spoils_nobody_elses(
+    gpu: SimulatedGpu, simulated_ring: OpenRing
+) -> None:
+    ring, target = await simulated_ring(ring_count=1), gpu.buffer(4096)
+    await fill(ring, target)
+    large = start(ring.write_buffer(target, 0, b"\x01" * 4096))
+    await waiting(ring, 1)
+    small = start(ring.write_buffer(target, 0, b"\x02" * 8))
+    await waiting(ring, 2)
+    large.cancel()
+    await waiting(ring, 1)
+    gpu.free_running = True
+    await (await small)
+    assert target.bytes[:8].tolist() == [2] * 8
+    assert large.cancelled()
+
+
+# -- producers that keep a slot open --
+
+
+@pytest.fixture(params=["shared", "apart"])
+def sharing(request: pytest.FixtureRequest) -> None:
+    """Whether allocations join a buffer that has an open one in it."""
+    request.getfixturevalue({"shared": "always_shared", "apart": "never_shared"}[request.param])
+
+
+async def test_an_open_slot_delays_no_write_no_batch_no_frame_and_no_submit_while_a_buffer_is_free(
+    gpu: SimulatedGpu, simulated_ring: OpenRing, sharing: None
+) -> None:
+    ring, target = await simulated_ring(ring_count=3), gpu.buffer(64)
+    slow = await ring.allocate(16)
+    for turn in range(1, 6):
+        fences = [await in_time(ring.write_buffer(target, 0, bytes([turn] * 4)))]
+        gpu.complete_all()
+        await fences[0]
+        async with ring.batch() as batch:
+            await in_time(batch.write_buffer(target, 4, bytes([turn] * 4)))
+        gpu.complete_all()
+        await batch.fence
+        async with ring.frame() as frame:
+            await in_time(frame.write_buffer(target, 8, bytes([turn] * 4)))
+        gpu.complete_all()
+        await frame.fence
+        quick = await in_time(ring.allocate(4))
+        with quick:
+            quick.view[:] = bytes([turn] * 4)
+            quick.copy_to_buffer(target, 12)
+        fence = await in_time(ring.submit())
+        gpu.complete_all()
+        await fence
+        assert target.bytes[:16].tolist() == [turn] * 16
+    with slow:
+        slow.view[:] = b"\x63" * 16
+        slow.copy_to_buffer(target)
+    fence = await ring.submit()
+    gpu.complete_all()
+    await fence
+    assert target.bytes[:16].tolist() == [0x63] * 16
+    assert ring.stats_nowait().buffer_stalls == 0
+
+
+async def test_submit_moves_copies_that_share_a_buffer_with_an_open_slot(
+    gpu: SimulatedGpu, simulated_ring: OpenRing, always_shared: None
+) -> None:
+    ring, target, seen = await simulated_ring(ring_count=2), gpu.buffer(8), []
+    slow = await ring.allocate(16)
+    quick = await ring.allocate(8)
+    assert quick.buffer is slow.buffer
+    with quick:
+        quick.view[:] = b"fast way"
+        quick.copy_to_buffer(target)
+    with pytest.raises(anyio.WouldBlock):
+        ring.submit_nowait()
+    fence = await in_time(ring.submit([gpu.command_buffer(lambda: seen.append(target.bytes.tobytes()))]))
+    assert ring.stats_nowait().bytes_in_flight == 24
+    gpu.complete()
+    await fence
+    assert seen == [b"fast way"]
+    await until(lambda: ring.stats_nowait().bytes_in_flight == 16)
+    slow.abandon()
+    assert ring.stats_nowait().bytes_in_flight == 0
+
+
+async def test_bytes_in_flight_are_right_after_a_move_of_a_slot_with_two_copies(
+    gpu: SimulatedGpu, simulated_ring: OpenRing, always_shared: None
+) -> None:
+    ring, target = await simulated_ring(ring_count=2), gpu.buffer(64)
+    slow = await ring.allocate(8)
+    with await ring.allocate(32) as twice:
+        twice.copy_to_buffer(target, 0)
+        twice.copy_to_buffer(target, 32)
+    await ring.submit()
+    assert ring.stats_nowait().bytes_in_flight == 40
+    slow.abandon()
+    assert ring.stats_nowait().bytes_in_flight == 32
+
+
+async def test_a_submit_during_a_move_waits_for_the_copies_that_are_being_moved(
+    gpu: SimulatedGpu, simulated_ring: OpenRing, always_shared: None
+) -> None:
+    ring, target, seen = await simulated_ring(ring_count=3), gpu.buffer(4), []
+    slow = await ring.allocate(16)
+    with await ring.allocate(4) as quick:
+        quick.view[:] = b"mine"
+        quick.copy_to_buffer(target)
+    others = start(ring.submit())
+    await asyncio.sleep(0)  # it has begun to move the copy
+    with pytest.raises(anyio.WouldBlock):
+        ring.submit_nowait()
+    fence = await in_time(ring.submit([gpu.command_buffer(lambda: seen.append(target.bytes.tobytes()))]))
+    await others
+    gpu.complete_all()
+    await fence
+    assert seen == [b"mine"]
+    slow.abandon()
+
+
+async def test_submit_with_no_buffer_free_waits_for_the_open_slot_or_for_a_buffer(
+    gpu: SimulatedGpu, simulated_ring: OpenRing, always_shared: None
+) -> None:
+    ring, target = await simulated_ring(ring_count=2), gpu.buffer(1024)
+    await fill(ring, target)
+    slow = await ring.allocate(16)
+    with await ring.allocate(8) as quick:
+        quick.view[:] = b"fast way"
+        quick.copy_to_buffer(target)
+    submitting = start(ring.submit())
+    await turns()
+    assert not submitting.done()
+    gpu.complete()  # a buffer comes back: the copy moves there
+    fence = await in_time(submitting)
+    gpu.complete()
+    await fence
+    assert target.bytes[:8].tobytes() == b"fast way"
+
+    with await ring.allocate(8) as quick:
+        quick.copy_to_buffer(target)
+    slow.abandon()
+    await in_time(ring.submit())
+
+
+async def test_submit_does_not_wait_for_slots_that_were_opened_after_it(
+    gpu: SimulatedGpu, simulated_ring: OpenRing, always_shared: None
+) -> None:
+    ring, target = await simulated_ring(ring_count=1), gpu.buffer(1024)
+    slow = await ring.allocate(16)
+    with await ring.allocate(8) as quick:
+        quick.copy_to_buffer(target)
+    submitting = start(ring.submit())
+    await turns()
+    late = start(ring.allocate(8))  # there is room, but in the buffer that the submit waits for
+    await waiting(ring, 1)
+    slow.abandon()
+    await in_time(submitting)
+    gpu.complete_all()
+    (await late).abandon()
+
+
+async def test_submit_moves_copies_away_from_a_slot_whose_waiter_was_granted_but_has_not_run(
+    gpu: SimulatedGpu, simulated_ring: OpenRing, always_shared: None
+) -> None:
+    ring, target = await simulated_ring(ring_count=2), gpu.buffer(1024)
+    blocker = await ring.allocate(1024)
+    with await ring.allocate(512) as quick:
+        quick.copy_to_buffer(target)
+    holder = await ring.allocate(256)
+    large, small = start(ring.allocate(1024)), start(ring.allocate(256))
+    await waiting(ring, 2)
+    large.cancel()
+    await waiting(ring, 0)  # `small` has its place now, beside the copy
+    submitting = start(ring.submit())
+    slot = await in_time(small)
+    assert slot.buffer is holder.buffer
+    holder.abandon()
+    blocker.abandon()
+    await in_time(submitting)
+    slot.abandon()
+
+
+# -- what cannot be resolved is said --
+
+
+async def test_a_ring_held_by_open_slots_says_who_holds_what(
+    gpu: SimulatedGpu, simulated_ring: OpenRing, never_shared: None
+) -> None:
+    ring = await simulated_ring(ring_count=2, stall_timeout=0.02)
+
+    async def hoard() -> list[aiostage.Allocation]:
+        return [await ring.allocate(600), await ring.allocate(700)]
+
+    slots = await asyncio.create_task(hoard(), name="hoarder")
+    with pytest.raises(aiostage.StallTimeout, match="no staging buffer can come back") as caught:
+        await ring.allocate(512)
+    message = str(caught.value)
+    assert re.search(r"buffer 0: hoarder holds 600 bytes for \d+\.\d s", message)
+    assert re.search(r"buffer 1: hoarder holds 700 bytes", message)
+    assert ring.stats_nowait().waiters == 0
+    for slot in slots:
+        slot.abandon()
+    (await ring.allocate(512)).abandon()
+
+
+async def test_a_stall_that_only_the_gpu_causes_is_no_stall_timeout(
+    gpu: SimulatedGpu, simulated_ring: OpenRing
+) -> None:
+    ring, target = await simulated_ring(ring_count=2, stall_timeout=0.005), gpu.buffer(1024)
+    await fill(ring, target)
+    held = await ring.allocate(1024)
+    waiter = start(ring.allocate(4))
+    await anyio.sleep(0.05)  # several times the timeout
+    assert not waiter.done()
+    gpu.complete()
+    (await waiter).abandon()
+    held.abandon()
+
+
+async def test_a_buffer_that_is_held_twice_over_counts_once(gpu: SimulatedGpu, simulated_ring: OpenRing) -> None:
+    ring, target = await simulated_ring(ring_count=2, stall_timeout=0.005), gpu.buffer(1024)
+    await fill(ring, target)
+    held, abandoned = await ring.allocate(512), await ring.allocate(512)
+    assert held.buffer is abandoned.buffer
+    view = memoryview(abandoned.view)
+    abandoned.abandon()
+    waiter = start(ring.allocate(1024))
+    await anyio.sleep(0.05)
+    assert not waiter.done()  # for the GPU will give the other one back
+    gpu.complete()
+    (await waiter).abandon()
+    del view
+    held.abandon()
+
+
+async def test_a_gpu_that_does_not_give_a_buffer_back_in_time_is_a_fence_timeout(
+    gpu: SimulatedGpu, simulated_ring: OpenRing
+) -> None:
+    ring, target = await simulated_ring(ring_count=1, fence_timeout=0.02), gpu.buffer(1024)
+    await fill(ring, target)
+    with pytest.raises(aiostage.FenceTimeout, match=r"1 pending, the oldest is fence 1 for \d+\.\d+ s"):
+        await ring.allocate(4)
+    gpu.complete()
+    (await in_time(ring.allocate(4))).abandon()
+
+
+# -- ends --
+
+
+async def test_closing_wakes_every_waiter_with_ring_closed(gpu: SimulatedGpu, simulated_ring: OpenRing) -> None:
+    ring, target = await simulated_ring(ring_count=1), gpu.buffer(1024)
+    await fill(ring, target)
+    tasks = [start(ring.allocate(4)), start(ring.write_buffer(target, 0, b"1234"))]
+    await waiting(ring, 2)
+    closing = start(ring.aclose())
+    for task in tasks:
+        with pytest.raises(aiostage.RingClosed):
+            await in_time(task)
+    gpu.complete_all()
+    await in_time(closing)
+
+
+async def test_a_waiter_that_was_granted_its_place_as_the_ring_closed_holds_up_nothing(
+    gpu: SimulatedGpu, simulated_ring: OpenRing
+) -> None:
+    gpu.free_running, target = True, gpu.buffer(4096)
+    for make in (lambda ring: ring.allocate(1024), lambda ring: ring.write_buffer(target, 0, bytes(4096))):
+        ring = await simulated_ring(ring_count=1)
+        holder = await ring.allocate(1024)
+        granted = start(make(ring))
+        await waiting(ring, 1)
+        holder.abandon()
+        await in_time(ring.aclose())  # before the waiter has run
+        with pytest.raises(aiostage.RingClosed):
+            await in_time(granted)
+
+
+async def test_a_lost_device_wakes_every_waiter_and_fails_every_fence(
+    gpu: SimulatedGpu, simulated_ring: OpenRing
+) -> None:
+    ring, target = await simulated_ring(ring_count=1), gpu.buffer(1024)
+    fence = await ring.write_buffer(target, 0, b"\x01" * 1024)
+    other = ring._tracker.insert()
+    tasks = [start(ring.allocate(4)), start(ring.write_buffer(target, 0, b"1234"))]
+    await waiting(ring, 2)
+    gpu.lose()
+    for awaitable in (*tasks, fence, other):
+        with pytest.raises(aiostage.DeviceLost):
+            await in_time(awaitable)
+    with pytest.raises(aiostage.DeviceLost):
+        await ring.allocate(4)
+    with pytest.raises(aiostage.DeviceLost):
+        await ring.submit()
+    assert not target.bytes.any()
+    await in_time(ring.aclose())
+
+
+async def test_a_device_that_is_lost_before_the_submit_fails_those_who_wait_for_it(
+    gpu: SimulatedGpu, simulated_ring: OpenRing
+) -> None:
+    ring, target = await simulated_ring(ring_count=2), gpu.buffer(1024)
+    gpu.may_submit.clear()
+    upload = start(ring.write_buffer(target, 0, b"1234"))
+    with await ring.allocate(4) as slot:
+        slot.copy_to_buffer(target)
+    submitting = start(ring.submit())
+    gpu.lose()
+    for task in (upload, submitting):
+        with pytest.raises(aiostage.DeviceLost):
+            await in_time(task)
+    await in_time(ring.aclose())
+
+
+async def test_a_lost_device_fails_batches_and_frames(gpu: SimulatedGpu, simulated_ring: OpenRing) -> None:
+    ring, target = await simulated_ring(ring_count=2), gpu.buffer(1024)
+    with pytest.raises(aiostage.DeviceLost):
+        async with ring.frame() as frame:
+            await frame.write_buffer(target, 0, b"1234")
+            gpu.lose()
+    with pytest.raises(aiostage.DeviceLost):
+        async with ring.batch():
+            pass
