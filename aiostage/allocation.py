@@ -19,7 +19,9 @@ from .copies import (
     check_source,
     footprint,
     padded_row,
+    pop_layout,
     resolve_region,
+    whole,
 )
 from .errors import AllocationClosed, InvalidCopy, ViewStillAlive
 from .formats import numpy_layout, texel_block
@@ -94,6 +96,8 @@ class Allocation:
         if texels is not None and dtype is None and shape is None:
             return self._open_views().array(texels.dtype, texels.shape, texels.strides)
         element = np.dtype(np.uint8 if dtype is None else dtype)
+        if element.hasobject or not element.itemsize:
+            raise ValueError(f"staging memory holds numbers, not {element}")
         if shape is None:
             shape = (self.size // element.itemsize,)
         extents = (int(shape),) if isinstance(shape, int | np.integer) else tuple(int(n) for n in shape)
@@ -119,7 +123,8 @@ class Allocation:
         :raises InvalidCopy: WebGPU would refuse it; nothing was staged.
         """
         self._check_open()
-        nbytes = self.size - data_offset if size is None else size
+        buffer_offset, data_offset = whole(buffer_offset, "buffer_offset"), whole(data_offset, "data_offset")
+        nbytes = self.size - data_offset if size is None else whole(size, "size")
         check_buffer_copy(buffer, buffer_offset, nbytes, self._ring._native)
         check_source(data_offset, nbytes, self.size, 4)
         if nbytes:
@@ -146,14 +151,9 @@ class Allocation:
                 raise InvalidCopy("size is needed for an allocation that allocate_texture did not make")
             size = texels.size
         region = resolve_region(destination, size, self._ring._native)
-        layout = dict(data_layout or {})
         row = texels.bytes_per_row if texels else padded_row(region.row_bytes)
         images = texels.rows_per_image if texels else region.block_rows
-        offset = int(layout.pop("offset", 0))
-        bytes_per_row = int(layout.pop("bytes_per_row", 0) or row)
-        rows_per_image = int(layout.pop("rows_per_image", 0) or images)
-        if layout:
-            raise InvalidCopy(f"data_layout has offset, bytes_per_row and rows_per_image, not {sorted(layout)}")
+        offset, bytes_per_row, rows_per_image = pop_layout(dict(data_layout or {}), row, images)
         if bytes_per_row % 256 or bytes_per_row < region.row_bytes:
             raise InvalidCopy(
                 f"bytes_per_row must be a multiple of 256 and at least {region.row_bytes}, not {bytes_per_row}"

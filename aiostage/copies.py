@@ -6,6 +6,7 @@ the coroutine that asked for it, so that it can never spoil an encoder that hold
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -145,6 +146,14 @@ def padded_row(row_bytes: int) -> int:
     return -(-row_bytes // COPY_BYTES_PER_ROW_ALIGNMENT) * COPY_BYTES_PER_ROW_ALIGNMENT
 
 
+def whole(value: Any, name: str) -> int:
+    """`value` as an int. :raises InvalidCopy: it is not a whole number."""
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise InvalidCopy(f"{name} must be a whole number, not {value!r}") from None
+
+
 def check_buffer_copy(buffer: Any, buffer_offset: int, size: int, owner: Any) -> None:
     """Raise InvalidCopy unless `size` bytes may be copied to `buffer_offset` of `buffer` on `owner`'s device."""
     _check_destination(buffer, "buffer", _BUFFER_COPY_DST, "BufferUsage.COPY_DST", owner)
@@ -253,6 +262,16 @@ def _check_destination(resource: Any, kind: str, usage: int, usage_name: str, ow
 
 _EXTENT_KEYS = ("width", "height", "depth_or_array_layers")
 _ORIGIN_KEYS = ("x", "y", "z")
+
+
+def pop_layout(layout: dict[str, Any], row: int, rows: int) -> Triple:
+    """(offset, bytes per row, rows per image) of wgpu's `data_layout`, with defaults for the last two."""
+    offset = whole(layout.pop("offset", 0) or 0, "offset")
+    bytes_per_row = _count(layout.pop("bytes_per_row", 0) or row, "bytes_per_row")
+    rows_per_image = _count(layout.pop("rows_per_image", 0) or rows, "rows_per_image")
+    if layout:
+        raise InvalidCopy(f"data_layout has offset, bytes_per_row and rows_per_image, not {sorted(layout)}")
+    return offset, bytes_per_row, rows_per_image
 
 
 def _triple(value: Any, name: str, keys: Sequence[str], default: int) -> Triple:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import weakref
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -23,12 +24,17 @@ _PATIENCE = 0.005
 class Hold(NamedTuple):
     """Who has an open allocation; for sharing decisions and for the report of a ring that cannot move."""
 
-    task: Any
+    holder: weakref.ref[Any] | None  # the task; weakly, because a task keeps its result, which may be the allocation
     size: int
     since: float
 
+    @property
+    def task(self) -> Any:
+        return self.holder and self.holder()
+
     def __str__(self) -> str:
-        name = getattr(self.task, "get_name", lambda: getattr(self.task, "name", "no task"))()
+        task = self.task
+        name = getattr(task, "get_name", lambda: getattr(task, "name", "a task that has ended"))()
         return f"{name} holds {self.size} bytes for {time.perf_counter() - self.since:.1f} s"
 
 

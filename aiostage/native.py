@@ -16,11 +16,12 @@ Three traps are dealt with here, so that nobody else has to know them:
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import wgpu
@@ -71,6 +72,9 @@ class Native(Protocol):
 
     def check_command_buffers(self, command_buffers: Sequence[Any]) -> None:
         """:raises InvalidSubmit: if one of them cannot be submitted to this device's queue."""
+
+    def claim_command_buffers(self, command_buffers: Sequence[Any]) -> None:
+        """Check them and, if all are fit, have nobody else submit them. :raises InvalidSubmit:"""
 
     def on_work_done(self, done: Done) -> None:
         """Call `done` when the GPU has finished all that was submitted until now."""
@@ -167,7 +171,10 @@ class WgpuNative:
         self._make_callbacks()
         self._make_structs()
         # Writing nothing to it is the cheapest call that tells whether the device is lost.
-        self._probe = device.create_buffer(size=4, usage=wgpu.BufferUsage.COPY_DST)
+        try:
+            self._probe = device.create_buffer(size=4, usage=wgpu.BufferUsage.COPY_DST)
+        except wgpu.GPUError as error:
+            raise DeviceLost(f"the device cannot create a buffer of 4 bytes: {error}") from None
 
     def _make_callbacks(self) -> None:
         ffi, lib = self._ffi, self._lib
@@ -251,12 +258,13 @@ class WgpuNative:
 
     def create_staging_buffer(self, size: int, host_cached: bool) -> Any:
         mode = wgpu.BufferUsage.MAP_READ if self._is_read_mapped(host_cached) else wgpu.BufferUsage.MAP_WRITE
-        return self.device.create_buffer(
-            label="staging buffer",
-            size=size,
-            usage=mode | wgpu.BufferUsage.COPY_SRC,
-            mapped_at_creation=True,
-        )
+        with self._lost_not_invalid():
+            return self.device.create_buffer(
+                label="staging buffer",
+                size=size,
+                usage=mode | wgpu.BufferUsage.COPY_SRC,
+                mapped_at_creation=True,
+            )
 
     def _is_read_mapped(self, host_cached: bool) -> bool:
         # MAP_READ memory is what the driver keeps in the host's cache; the feature lets a copy read from it.
@@ -302,6 +310,11 @@ class WgpuNative:
                 raise InvalidSubmit("the command buffer was submitted before; a command buffer runs once")
             seen.add(id(command_buffer))
 
+    def claim_command_buffers(self, command_buffers: Sequence[Any]) -> None:
+        with _ledger.lock:
+            self.check_command_buffers(command_buffers)
+            _ledger.note_submitted(command_buffers)
+
     def submit(self, copies: Sequence[Copy], command_buffers: Sequence[Any]) -> list[tuple[Copy, InvalidCopy]]:
         with _ledger.lock:  # from the checks to the submit, nothing is destroyed or mapped
             good, refused = self._sift(copies)
@@ -313,7 +326,6 @@ class WgpuNative:
                 raise DeviceLost(error or "the device was lost before the submit")
             ours = [] if command_buffer is None else [command_buffer]
             theirs = [buffer._internal for buffer in command_buffers]
-            _ledger.note_submitted(command_buffers)
             batch = self._ffi.new("WGPUCommandBuffer[]", ours + theirs)
             self._lib.wgpuQueueSubmit(self._queue, len(batch), batch)
         for buffer in ours:
@@ -428,7 +440,8 @@ class WgpuNative:
         return self.device.create_command_encoder()
 
     def finish_encoder(self, encoder: Any) -> Any:
-        return encoder.finish()
+        with self._lost_not_invalid():
+            return encoder.finish()
 
     def record(self, encoder: Any, copies: Sequence[Copy]) -> None:
         if not isinstance(encoder, wgpu.GPUCommandEncoder) or not self.owns(encoder):
@@ -442,10 +455,22 @@ class WgpuNative:
 
     def create_relay(self, size: int) -> Any:
         usage = wgpu.BufferUsage.COPY_SRC | wgpu.BufferUsage.COPY_DST
-        return self.device.create_buffer(label="staging relay", size=size, usage=usage)
+        with self._lost_not_invalid():
+            return self.device.create_buffer(label="staging relay", size=size, usage=usage)
 
     def write_relay(self, relay: Any, data: Any) -> None:
-        self.device.queue.write_buffer(relay, 0, data)
+        with self._lost_not_invalid():
+            self.device.queue.write_buffer(relay, 0, data)
+
+    @contextlib.contextmanager
+    def _lost_not_invalid(self) -> Iterator[None]:
+        """On a lost device wgpu calls everything invalid; say what it is."""
+        try:
+            yield
+        except wgpu.GPUError:
+            if self.is_lost():
+                raise DeviceLost("the device is lost") from None
+            raise
 
     def is_resource(self, resource: Any, kind: str) -> bool:
         return isinstance(resource, wgpu.GPUBuffer if kind == "buffer" else wgpu.GPUTexture)
@@ -509,6 +534,8 @@ class _Ledger:
 
     def _queue_submitted(self, queue: Any, command_buffers: Iterable[Any]) -> None:
         if isinstance(command_buffers, Sequence):  # anything else could be gone through only once
+            if any(map(self.was_submitted, command_buffers)):
+                raise InvalidSubmit("a command buffer was submitted before; it runs once")  # wgpu would abort
             self.note_submitted(command_buffers)
 
     def _wrap(self, owner: type, name: str, note: Callable[..., None] | None) -> None:

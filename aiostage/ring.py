@@ -16,9 +16,11 @@ from __future__ import annotations
 
 import logging
 import math
+import operator
 import os
 import time
 import warnings
+import weakref
 from collections import OrderedDict, deque
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from functools import partial
@@ -203,9 +205,9 @@ class StagingRing:
     def allocate_nowait(self, size: int, *, alignment: int = 4) -> Allocation:
         """Like `allocate`. :raises anyio.WouldBlock: there is no room now, or others wait already."""
         self._check()
-        if alignment != 4:
+        if alignment != 4 or type(alignment) is not int:
             alignment = math.lcm(4, _positive(alignment, "alignment"))
-        self._check_size(size)
+        size = self._check_size(size)
         place = None if self._waiters else self._find(self._slots, size, alignment)
         if place is None:
             self._reclaim()
@@ -405,11 +407,13 @@ class StagingRing:
             raise self._error
         self._port.check()
 
-    def _check_size(self, size: int) -> None:
+    def _check_size(self, size: int) -> int:
+        size = operator.index(size)
         if size > self.buffer_size:
             raise AllocationTooLarge(f"{size} bytes do not fit in a staging buffer of {self.buffer_size}")
         if size <= 0:
             raise ValueError(f"size must be positive, not {size}")
+        return size
 
     def _find(self, lane: Lane, size: int, alignment: int) -> tuple[StagingBuffer, int] | None:
         """Take a place: in the lane's last buffer, a free one, or any of the lane's; None if there is none."""
@@ -450,7 +454,8 @@ class StagingRing:
 
     def _open_allocation(self, place: tuple[StagingBuffer, int], size: int) -> Allocation:
         buffer, offset = place
-        buffer.open[offset] = Hold(self._port.current_task(), size, time.perf_counter())
+        task = self._port.current_task()
+        buffer.open[offset] = Hold(task and weakref.ref(task), size, time.perf_counter())
         return Allocation(self, buffer, offset, size)
 
     async def _reserve(self, lane: Lane, size: int, alignment: int) -> tuple[StagingBuffer, int]:
@@ -646,6 +651,7 @@ class StagingRing:
         guard: Fence | None = None,
     ) -> Submission:
         """Seal `buffers` and submit their copies, then `command_buffers`."""
+        self._native.claim_command_buffers(command_buffers)
         submission = Submission(buffers, lane.take(buffers), command_buffers, Fence(self._tracker))
         for buffer in buffers:
             buffer.state = BufferState.FENCED

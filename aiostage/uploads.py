@@ -25,8 +25,10 @@ from .copies import (
     footprint,
     mip_extent,
     padded_row,
+    pop_layout,
     resolve_destination,
     resolve_region,
+    whole,
 )
 from .errors import AllocationClosed, AllocationTooLarge, InvalidCopy
 from .fences import Fence
@@ -245,9 +247,10 @@ def from_buffer(
 ) -> Iterator[Piece]:
     """Pieces of `data`'s bytes, in C order. :raises InvalidCopy:"""
     array = as_array(data)
+    buffer_offset, data_offset = whole(buffer_offset, "buffer_offset"), whole(data_offset, "data_offset")
     if not 0 <= data_offset <= array.nbytes:
         raise InvalidCopy(f"data_offset {data_offset} lies outside the data's {array.nbytes} bytes")
-    nbytes = array.nbytes - data_offset if size is None else size
+    nbytes = array.nbytes - data_offset if size is None else whole(size, "size")
     if nbytes > array.nbytes - data_offset:
         raise InvalidCopy(f"size {nbytes} exceeds the {array.nbytes - data_offset} bytes behind data_offset")
     check_buffer_copy(buffer, buffer_offset, nbytes, ring._native)
@@ -387,12 +390,7 @@ def _portion(region: TextureRegion, buffer_size: int) -> Triple:
 
 def _lay_out(array: npt.NDArray[Any], data_layout: Mapping[str, int], region: TextureRegion) -> npt.NDArray[Any]:
     """The texel blocks of `array` where `data_layout` says they are: (layers, block rows, block columns, items)."""
-    layout = dict(data_layout)
-    offset = int(layout.pop("offset", 0) or 0)
-    bytes_per_row = int(layout.pop("bytes_per_row", 0) or region.row_bytes)
-    rows_per_image = int(layout.pop("rows_per_image", 0) or region.block_rows)
-    if layout:
-        raise InvalidCopy(f"data_layout has offset, bytes_per_row and rows_per_image, not {sorted(layout)}")
+    offset, bytes_per_row, rows_per_image = pop_layout(dict(data_layout), region.row_bytes, region.block_rows)
     if bytes_per_row < region.row_bytes:
         raise InvalidCopy(
             f"bytes_per_row is {bytes_per_row}, but a row of {region.size[0]} texels has {region.row_bytes}"

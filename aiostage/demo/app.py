@@ -115,6 +115,7 @@ class Demo:
         self.mosaic = Mosaic(self.device, self.texture, self.sizes, self.planned)
         await self.mosaic.upload(self.ring)
         canvas = self._open_canvas()
+        await self._draw_frame(canvas, 0.0)  # compiles the shader, before the clock starts
         observer = self.observer = Observer(self.ring.stats_nowait)
         reporter = report.Reporter(observer, self.progress, self.options.frames)
         with reporter.display():
@@ -163,11 +164,8 @@ class Demo:
             progress.frames < self.options.frames or progress.uploads < progress.uploads_planned
         ):
             if canvas.visible:
-                async with self.ring.frame() as frame:
-                    await self.mosaic.draw(frame, canvas.texture(), observer.clock(), progress.arrived)
+                await self._draw_frame(canvas, observer.clock())
                 observer.frames.append(observer.clock())
-                if self.options.window:
-                    canvas.present()
             progress.frames += 1
             self._frame_drawn.set()
             self._frame_drawn = anyio.Event()
@@ -175,6 +173,12 @@ class Demo:
             await anyio.sleep(max(0.0, due - time.perf_counter()))
         self._drawing = False
         self._frame_drawn.set()
+
+    async def _draw_frame(self, canvas: Canvas, at: float) -> None:
+        async with self.ring.frame() as frame:
+            await self.mosaic.draw(frame, canvas.texture(), at, self.progress.arrived)
+        if self.options.window:
+            canvas.present()
 
     async def _draw_last_frame(self) -> npt.NDArray[np.uint8]:
         """The finished mosaic, always offscreen: a window's picture cannot be read back."""
