@@ -96,6 +96,8 @@ class Allocation:
         if texels is not None and dtype is None and shape is None:
             return self._open_views().array(texels.dtype, texels.shape, texels.strides)
         element = np.dtype(np.uint8 if dtype is None else dtype)
+        if element.hasobject:
+            raise TypeError(f"staging memory holds bytes and numbers, not {element}")
         if element.hasobject or not element.itemsize:
             raise ValueError(f"staging memory holds numbers, not {element}")
         if shape is None:

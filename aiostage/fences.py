@@ -118,7 +118,7 @@ class FenceTracker:
         self._pending: deque[Fence] = deque()
         self._lock = threading.Lock()  # fences are numbered in the order in which the queue gets them
         self._value = 0
-        self._done_value = 0  # the newest fence that the GPU has reached
+        self._reached_values: deque[int] = deque()  # of fences that the GPU has reached
         self._delivering = False  # and that the loop is about to hear of
         self._latencies: deque[float] = deque(maxlen=256)
         self._users = 1
@@ -216,7 +216,7 @@ class FenceTracker:
 
     def _reached(self, value: int, ok: bool) -> None:
         """The GPU has finished what fence `value` stands behind; called by whichever thread polls."""
-        self._done_value = max(self._done_value, value)
+        self._reached_values.append(value)  # by several threads, perhaps not in order
         if not self._delivering:
             self._delivering = True
             self.port.post(self._deliver)
@@ -226,7 +226,10 @@ class FenceTracker:
         # Asked before anything completes: a destroyed device reports success for what it never finished.
         if self.native.is_lost():
             self._fail(DeviceLost(f"the device was lost while {self.describe()}"))
-        while self._pending and self._pending[0].value <= self._done_value:
+        newest = 0
+        while self._reached_values:
+            newest = max(newest, self._reached_values.popleft())
+        while self._pending and self._pending[0].value <= newest:
             done = self._pending.popleft()
             done._complete(None)
             self._latencies.append(done.elapsed)
@@ -289,13 +292,16 @@ class _Poller:
             if now - checked > self._CHECKS:
                 checked = now
                 if native.is_lost():
-                    native.poll()  # delivers the maps that will never be
-                    self._lost()
-                    self._park(native.is_lost)
+                    self._park(self._give_up)
                     continue
             native.poll()
             self.polls += 1
             self._bell.acquire(timeout=self._pause())
+
+    def _give_up(self) -> bool:
+        self._native.poll()  # delivers the maps that will never be
+        self._lost()
+        return True
 
     def _park(self, idle: Callable[[], bool]) -> None:
         # Parked is said first and the reason asked once more, so that a wake between the two is not missed.

@@ -25,6 +25,7 @@ class Hold(NamedTuple):
     """Who has an open allocation; for sharing decisions and for the report of a ring that cannot move."""
 
     holder: weakref.ref[Any] | None  # the task; weakly, because a task keeps its result, which may be the allocation
+    name: str
     size: int
     since: float
 
@@ -33,9 +34,7 @@ class Hold(NamedTuple):
         return self.holder and self.holder()
 
     def __str__(self) -> str:
-        task = self.task
-        name = getattr(task, "get_name", lambda: getattr(task, "name", "a task that has ended"))()
-        return f"{name} holds {self.size} bytes for {time.perf_counter() - self.since:.1f} s"
+        return f"{self.name} holds {self.size} bytes for {time.perf_counter() - self.since:.1f} s"
 
 
 class Trip:

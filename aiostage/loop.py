@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import operator
 import sys
 from collections import deque
 from collections.abc import Callable
@@ -28,6 +29,7 @@ class LoopPort:
             self._wake: Callable[[Callback], object] = self._here.run_sync_soon
             self._soon = self._wake
             self.current_task: Callable[[], Any] = trio.lowlevel.current_task
+            self.name_of: Callable[[Any], str] = operator.attrgetter("name")
         else:
             try:
                 self._here = asyncio.get_running_loop()
@@ -37,6 +39,7 @@ class LoopPort:
             self._wake = self._here.call_soon_threadsafe
             self._soon = self._here.call_soon
             self.current_task = asyncio.current_task
+            self.name_of = operator.methodcaller("get_name")
         self._posted: deque[Callback] = deque()
         self._scheduled = False
 

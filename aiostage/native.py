@@ -22,6 +22,7 @@ import itertools
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Protocol, runtime_checkable
 
 import wgpu
@@ -58,7 +59,7 @@ class Native(Protocol):
         """Map a staging buffer again as soon as the GPU has finished with it."""
 
     def address(self, buffer: Any) -> int:
-        """Where the memory of a mapped staging buffer lies."""
+        """Where the memory of a mapped staging buffer lies. :raises DeviceLost:"""
 
     def unmap(self, buffer: Any) -> None: ...
 
@@ -71,7 +72,7 @@ class Native(Protocol):
         """
 
     def check_command_buffers(self, command_buffers: Sequence[Any]) -> None:
-        """:raises InvalidSubmit: if one of them cannot be submitted to this device's queue."""
+        """Take them for the next submit. :raises InvalidSubmit: one cannot be submitted to this device's queue."""
 
     def claim_command_buffers(self, command_buffers: Sequence[Any]) -> None:
         """Check them and, if all are fit, have nobody else submit them. :raises InvalidSubmit:"""
@@ -117,9 +118,21 @@ def connect(device: Any) -> Native:
     native = getattr(device, "_aiostage_native", None)
     if native is None:
         check_version()
-        native = WgpuNative(device)
+        with _telling_loss():
+            native = WgpuNative(device)
         device._aiostage_native = native
     return native
+
+
+@contextmanager
+def _telling_loss() -> Iterator[None]:
+    """Raise DeviceLost in place of the validation error that a lost device causes."""
+    try:
+        yield
+    except wgpu.GPUError as error:
+        if "Parent device is lost" in str(error):
+            raise DeviceLost("the device is lost") from error
+        raise
 
 
 def check_version(version: str | None = None) -> None:
@@ -289,7 +302,10 @@ class WgpuNative:
             if buffer.usage & wgpu.BufferUsage.MAP_READ
             else self._lib.wgpuBufferGetMappedRange
         )
-        return int(self._ffi.cast("intptr_t", get(buffer._internal, 0, buffer.size)))
+        with _ledger.lock:  # a destroyed device has unmapped it, and asking then aborts
+            if self.is_lost():
+                raise DeviceLost("the device was lost with staging buffers in flight")
+            return int(self._ffi.cast("intptr_t", get(buffer._internal, 0, buffer.size)))
 
     def unmap(self, buffer: Any) -> None:
         self._captured(self._lib.wgpuBufferUnmap, buffer._internal)  # a lost device has unmapped it already
@@ -301,14 +317,17 @@ class WgpuNative:
 
     def check_command_buffers(self, command_buffers: Sequence[Any]) -> None:
         seen = set()
-        for command_buffer in command_buffers:
-            if not isinstance(command_buffer, wgpu.GPUCommandBuffer):
-                raise InvalidSubmit(f"{type(command_buffer).__name__} is not a GPUCommandBuffer")
-            if not self.owns(command_buffer):
-                raise InvalidSubmit("the command buffer belongs to another device than the ring")
-            if _ledger.was_submitted(command_buffer) or id(command_buffer) in seen:
-                raise InvalidSubmit("the command buffer was submitted before; a command buffer runs once")
-            seen.add(id(command_buffer))
+        with _ledger.lock:
+            for command_buffer in command_buffers:
+                if not isinstance(command_buffer, wgpu.GPUCommandBuffer):
+                    raise InvalidSubmit(f"{type(command_buffer).__name__} is not a GPUCommandBuffer")
+                if not self.owns(command_buffer):
+                    raise InvalidSubmit("the command buffer belongs to another device than the ring")
+                if _ledger.was_submitted(command_buffer) or id(command_buffer) in seen:
+                    raise InvalidSubmit("the command buffer was submitted before; a command buffer runs once")
+                seen.add(id(command_buffer))
+            # Noted now, not at the submit, which a thread may make: until then it could be given to another one.
+            _ledger.note_submitted(command_buffers)
 
     def claim_command_buffers(self, command_buffers: Sequence[Any]) -> None:
         with _ledger.lock:
@@ -437,10 +456,12 @@ class WgpuNative:
     # -- a caller's encoder --
 
     def create_encoder(self) -> Any:
-        return self.device.create_command_encoder()
+        with _telling_loss():
+            return self.device.create_command_encoder()
 
     def finish_encoder(self, encoder: Any) -> Any:
         with self._lost_not_invalid():
+            with _telling_loss():
             return encoder.finish()
 
     def record(self, encoder: Any, copies: Sequence[Copy]) -> None:
@@ -456,10 +477,12 @@ class WgpuNative:
     def create_relay(self, size: int) -> Any:
         usage = wgpu.BufferUsage.COPY_SRC | wgpu.BufferUsage.COPY_DST
         with self._lost_not_invalid():
+            with _telling_loss():
             return self.device.create_buffer(label="staging relay", size=size, usage=usage)
 
     def write_relay(self, relay: Any, data: Any) -> None:
         with self._lost_not_invalid():
+            with _telling_loss():
             self.device.queue.write_buffer(relay, 0, data)
 
     @contextlib.contextmanager

@@ -262,8 +262,8 @@ class StagingRing:
         """
         self._check()
         command_buffers = list(command_buffers)
-        self._native.check_command_buffers(command_buffers)
         await self._unblock(self._slots)
+        self._native.check_command_buffers(command_buffers)
         submission = self._depart(self._slots, self._sealable(self._slots), command_buffers)
         await submission.made.wait()
         self._raise_failures()
@@ -273,9 +273,9 @@ class StagingRing:
         """Like `submit`. :raises anyio.WouldBlock: a copy's buffer still has an open allocation."""
         self._check()
         command_buffers = list(command_buffers)
-        self._native.check_command_buffers(command_buffers)
         if any(buffer.copies and buffer.is_held for buffer in self._slots.buffers):
             raise anyio.WouldBlock
+        self._native.check_command_buffers(command_buffers)
         submission = self._depart(self._slots, self._sealable(self._slots), command_buffers)
         if submission.error is not None:
             raise submission.error
@@ -409,10 +409,9 @@ class StagingRing:
 
     def _check_size(self, size: int) -> int:
         size = operator.index(size)
+        _positive(size, "size")
         if size > self.buffer_size:
             raise AllocationTooLarge(f"{size} bytes do not fit in a staging buffer of {self.buffer_size}")
-        if size <= 0:
-            raise ValueError(f"size must be positive, not {size}")
         return size
 
     def _find(self, lane: Lane, size: int, alignment: int) -> tuple[StagingBuffer, int] | None:
@@ -455,7 +454,8 @@ class StagingRing:
     def _open_allocation(self, place: tuple[StagingBuffer, int], size: int) -> Allocation:
         buffer, offset = place
         task = self._port.current_task()
-        buffer.open[offset] = Hold(task and weakref.ref(task), size, time.perf_counter())
+        name = "no task" if task is None else self._port.name_of(task)
+        buffer.open[offset] = Hold(task and weakref.ref(task), name, size, time.perf_counter())
         return Allocation(self, buffer, offset, size)
 
     async def _reserve(self, lane: Lane, size: int, alignment: int) -> tuple[StagingBuffer, int]:
@@ -797,7 +797,10 @@ class StagingRing:
             if pending is not None and not pending.done():
                 pending.add_done_callback(lambda _: self._mapped(buffer, fence, guard, ok))
                 return
-        self._map_in(buffer)
+        try:
+            self._map_in(buffer)
+        except DeviceLost as error:
+            self._break(error)
 
     def _map_in(self, buffer: StagingBuffer) -> None:
         buffer.address = self._native.address(buffer.handle)

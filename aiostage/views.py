@@ -62,7 +62,7 @@ class Views:
     def view(self) -> memoryview:
         """A writable memoryview; the same one while somebody has it."""
         view = self._view()
-        if view is None:
+        if view is None or _is_released(view):
             source = self._view_source() or export(self._address, self._size, self._owner)
             view = memoryview(source).cast("B")
             self._view, self._view_source = weakref.ref(view), weakref.ref(source)
@@ -147,6 +147,13 @@ class Views:
             if array is not None:
                 array.flags.writeable = False
         self._arrays.clear()
+
+
+def _is_released(view: memoryview) -> bool:
+    try:
+        return view.nbytes < 0
+    except ValueError:
+        return True
 
 
 def _nothing() -> None:

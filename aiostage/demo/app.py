@@ -101,9 +101,7 @@ class Demo:
         """Refuse what cannot work before anything is opened."""
         options = self.options
         if options.buffer_size < ROW_BYTES:
-            raise UsageError(
-                f"--buffer-size {options.buffer_size} is less than one row of a tile, {ROW_BYTES} bytes"
-            )
+            raise UsageError(f"--buffer-size {options.buffer_size} is less than one row of a tile, {ROW_BYTES} bytes")
         if options.window:
             check_window()
         try:
@@ -249,5 +247,3 @@ def write_picture(image: Image.Image, path: Path) -> None:
         image.save(path)
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror or error}") from error
-
-

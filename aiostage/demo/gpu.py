@@ -43,7 +43,9 @@ async def read_layers(device: Any, texture: Any, first: int, count: int) -> Pixe
     """Layers of an rgba8unorm texture as (count, height, width, 4), without holding the event loop."""
     width, height, _ = texture.size
     row = width * TEXEL
-    buffer = device.create_buffer(size=count * height * row, usage=wgpu.BufferUsage.MAP_READ | wgpu.BufferUsage.COPY_DST)
+    buffer = device.create_buffer(
+        size=count * height * row, usage=wgpu.BufferUsage.MAP_READ | wgpu.BufferUsage.COPY_DST
+    )
     encoder = device.create_command_encoder()
     encoder.copy_texture_to_buffer(
         {"texture": texture, "origin": (0, 0, first)},

@@ -60,7 +60,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--coroutines", type=parse_count, default=default.coroutines, metavar="N", help="default: %(default)s"
     )
     parser.add_argument(
-        "--output", type=Path, default=default.output, metavar="DIR", help="where the pictures go (default: %(default)s)"
+        "--output",
+        type=Path,
+        default=default.output,
+        metavar="DIR",
+        help="where the pictures go (default: %(default)s)",
     )
     parser.add_argument("--window", action="store_true", help="draw in a window instead of offscreen")
 
