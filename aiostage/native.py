@@ -16,7 +16,6 @@ Three traps are dealt with here, so that nobody else has to know them:
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import itertools
 import threading
@@ -72,7 +71,7 @@ class Native(Protocol):
         """
 
     def check_command_buffers(self, command_buffers: Sequence[Any]) -> None:
-        """Take them for the next submit. :raises InvalidSubmit: one cannot be submitted to this device's queue."""
+        """:raises InvalidSubmit: if one of them cannot be submitted to this device's queue."""
 
     def claim_command_buffers(self, command_buffers: Sequence[Any]) -> None:
         """Check them and, if all are fit, have nobody else submit them. :raises InvalidSubmit:"""
@@ -184,10 +183,7 @@ class WgpuNative:
         self._make_callbacks()
         self._make_structs()
         # Writing nothing to it is the cheapest call that tells whether the device is lost.
-        try:
-            self._probe = device.create_buffer(size=4, usage=wgpu.BufferUsage.COPY_DST)
-        except wgpu.GPUError as error:
-            raise DeviceLost(f"the device cannot create a buffer of 4 bytes: {error}") from None
+        self._probe = device.create_buffer(size=4, usage=wgpu.BufferUsage.COPY_DST)
 
     def _make_callbacks(self) -> None:
         ffi, lib = self._ffi, self._lib
@@ -271,7 +267,7 @@ class WgpuNative:
 
     def create_staging_buffer(self, size: int, host_cached: bool) -> Any:
         mode = wgpu.BufferUsage.MAP_READ if self._is_read_mapped(host_cached) else wgpu.BufferUsage.MAP_WRITE
-        with self._lost_not_invalid():
+        with _telling_loss():
             return self.device.create_buffer(
                 label="staging buffer",
                 size=size,
@@ -317,17 +313,14 @@ class WgpuNative:
 
     def check_command_buffers(self, command_buffers: Sequence[Any]) -> None:
         seen = set()
-        with _ledger.lock:
-            for command_buffer in command_buffers:
-                if not isinstance(command_buffer, wgpu.GPUCommandBuffer):
-                    raise InvalidSubmit(f"{type(command_buffer).__name__} is not a GPUCommandBuffer")
-                if not self.owns(command_buffer):
-                    raise InvalidSubmit("the command buffer belongs to another device than the ring")
-                if _ledger.was_submitted(command_buffer) or id(command_buffer) in seen:
-                    raise InvalidSubmit("the command buffer was submitted before; a command buffer runs once")
-                seen.add(id(command_buffer))
-            # Noted now, not at the submit, which a thread may make: until then it could be given to another one.
-            _ledger.note_submitted(command_buffers)
+        for command_buffer in command_buffers:
+            if not isinstance(command_buffer, wgpu.GPUCommandBuffer):
+                raise InvalidSubmit(f"{type(command_buffer).__name__} is not a GPUCommandBuffer")
+            if not self.owns(command_buffer):
+                raise InvalidSubmit("the command buffer belongs to another device than the ring")
+            if _ledger.was_submitted(command_buffer) or id(command_buffer) in seen:
+                raise InvalidSubmit("the command buffer was submitted before; a command buffer runs once")
+            seen.add(id(command_buffer))
 
     def claim_command_buffers(self, command_buffers: Sequence[Any]) -> None:
         with _ledger.lock:
@@ -460,8 +453,7 @@ class WgpuNative:
             return self.device.create_command_encoder()
 
     def finish_encoder(self, encoder: Any) -> Any:
-        with self._lost_not_invalid():
-            with _telling_loss():
+        with _telling_loss():
             return encoder.finish()
 
     def record(self, encoder: Any, copies: Sequence[Copy]) -> None:
@@ -476,24 +468,12 @@ class WgpuNative:
 
     def create_relay(self, size: int) -> Any:
         usage = wgpu.BufferUsage.COPY_SRC | wgpu.BufferUsage.COPY_DST
-        with self._lost_not_invalid():
-            with _telling_loss():
+        with _telling_loss():
             return self.device.create_buffer(label="staging relay", size=size, usage=usage)
 
     def write_relay(self, relay: Any, data: Any) -> None:
-        with self._lost_not_invalid():
-            with _telling_loss():
+        with _telling_loss():
             self.device.queue.write_buffer(relay, 0, data)
-
-    @contextlib.contextmanager
-    def _lost_not_invalid(self) -> Iterator[None]:
-        """On a lost device wgpu calls everything invalid; say what it is."""
-        try:
-            yield
-        except wgpu.GPUError:
-            if self.is_lost():
-                raise DeviceLost("the device is lost") from None
-            raise
 
     def is_resource(self, resource: Any, kind: str) -> bool:
         return isinstance(resource, wgpu.GPUBuffer if kind == "buffer" else wgpu.GPUTexture)
