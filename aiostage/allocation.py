@@ -96,10 +96,8 @@ class Allocation:
         if texels is not None and dtype is None and shape is None:
             return self._open_views().array(texels.dtype, texels.shape, texels.strides)
         element = np.dtype(np.uint8 if dtype is None else dtype)
-        if element.hasobject:
-            raise TypeError(f"staging memory holds bytes and numbers, not {element}")
         if element.hasobject or not element.itemsize:
-            raise ValueError(f"staging memory holds numbers, not {element}")
+            raise TypeError(f"staging memory holds bytes and numbers, not {element}")
         if shape is None:
             shape = (self.size // element.itemsize,)
         extents = (int(shape),) if isinstance(shape, int | np.integer) else tuple(int(n) for n in shape)

@@ -61,13 +61,21 @@ class Batch:
     exception inside abandons what was not.
     """
 
-    fence: Fence | None = None
-    """Completes when the GPU has copied all of it; set when the block has ended."""
-
     def __init__(self, ring: StagingRing) -> None:
         self._ring = ring
         self._lane = Lane(ends=True)
         self._open = False
+        self._fence: Fence | None = None
+
+    @property
+    def fence(self) -> Fence:
+        """Completes when the GPU is done with all of it; there is one once the block has ended.
+
+        :raises AllocationClosed: it has not ended, or was abandoned.
+        """
+        if self._fence is None:
+            raise AllocationClosed("a batch or frame has a fence once its block has ended without an exception")
+        return self._fence
 
     async def write_buffer(
         self, buffer: Any, buffer_offset: int, data: Any, data_offset: int = 0, size: int | None = None
@@ -96,7 +104,7 @@ class Batch:
         await self._leave(exc_type is not None, list)
 
     def _enter(self) -> None:
-        if self.fence is not None or self._open:
+        if self._fence is not None or self._open:
             raise AllocationClosed("a batch or frame is entered once")
         self._ring._check()
         self._ring._lanes.add(self._lane)
@@ -122,7 +130,7 @@ class Batch:
             else:
                 ring._retire(lane)
         await submission.made.wait()
-        self.fence = submission.fence
+        self._fence = submission.fence
         failures = [why for trip in lane.trips or () for _, why in (await trip.wait()).failures]
         if failures:
             raise failures[0]
@@ -159,8 +167,8 @@ class Frame(Batch):
 
     async def __aexit__(self, exc_type: type[BaseException] | None, *rest: object) -> None:
         await self._leave(exc_type is not None, self._finish)
-        if self.fence is not None:
-            self._ring._frames.append(self.fence)
+        if self._fence is not None:
+            self._ring._frames.append(self._fence)
 
     def _finish(self) -> list[Any]:
         return [] if self._encoder is None else [self._ring._native.finish_encoder(self._encoder)]

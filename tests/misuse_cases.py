@@ -1457,7 +1457,8 @@ async def exception_inside(box: Sandbox) -> None:
                 async with make() as batch:
                     await batch.write_buffer(buffer, 0, b"uploaded")
                     raise ZeroDivisionError
-            assert batch.fence is None
+            with raises(aiostage.AllocationClosed):
+                _ = batch.fence
             await box.assert_works(ring)
             assert holds(buffer, bytes(8))
 

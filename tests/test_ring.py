@@ -71,7 +71,7 @@ async def test_more_than_a_buffer_is_too_large_and_nonsense_is_a_value_error(sim
     with pytest.raises(aiostage.AllocationTooLarge):
         ring.allocate_nowait(4096)
     for size in (0, -4):
-        with pytest.raises(ValueError, match="size must be positive"):
+        with pytest.raises(ValueError, match="size must be a positive whole number"):
             await ring.allocate(size)
     for alignment in (0, -4, 2.5):
         with pytest.raises(ValueError, match="alignment must be a positive whole number"):
@@ -437,7 +437,8 @@ async def test_a_batch_is_one_submit_at_its_end(gpu: SimulatedGpu, simulated_rin
         await batch.write_buffer(target, 0, b"data")
         await batch.write_buffer(target, 4, b"more")
         await batch.write_texture({"texture": texture}, np.array([[1, 2, 3, 4]], np.uint8))
-        assert batch.fence is None
+        with pytest.raises(aiostage.AllocationClosed):
+            _ = batch.fence
         assert gpu.submitted == 0
     assert gpu.submitted == 1
     gpu.complete()
@@ -481,7 +482,8 @@ async def test_an_exception_in_a_batch_or_frame_abandons_it(
             raise ZeroDivisionError
     assert gpu.submitted == 0
     assert ring.stats_nowait().buffer_states == (AVAILABLE,) * 3
-    assert uploads.fence is None
+    with pytest.raises(aiostage.AllocationClosed):
+        _ = uploads.fence
     async with getattr(ring, kind)() as uploads:
         await uploads.write_buffer(target, 4, b"more")
     gpu.complete_all()

@@ -38,7 +38,7 @@ class Canvas:
     @property
     def visible(self) -> bool:
         """Whether there is anything to draw on: a window may be minimized."""
-        return min(self._canvas.get_physical_size()) > 0
+        return bool(min(self._canvas.get_physical_size()) > 0)
 
     def texture(self) -> Any:
         """The texture that the next frame is drawn into."""
