@@ -1,6 +1,6 @@
 """No view of an allocation's memory does silent harm once the allocation is committed, as far as that can be known.
 
-Three kinds. *Known* views turn read-only at commit. *Foreign* ones, made from `slot.view`, keep an allocation from being
+Three kinds. *Known* views turn read-only at commit. *Foreign* ones, made from `slot.view`, keep it from being
 committed. *Hidden* ones were made from an array by something that only keeps the array alive, as `np.asarray` and torch
 do: nobody sees them but `strict_views=True`, which tolerates no array at all.
 """

@@ -56,8 +56,8 @@ def first_cause(group: BaseExceptionGroup[BaseException]) -> BaseException:
         else:
             yield error
 
-    ranks = (KeyboardInterrupt, UsageError, BaseException)
-    return min(leaves(group), key=lambda error: next(i for i, rank in enumerate(ranks) if isinstance(error, rank)))
+    ranks = (KeyboardInterrupt, UsageError)
+    return min(leaves(group), key=lambda error: [not isinstance(error, rank) for rank in ranks])
 
 
 class Demo:

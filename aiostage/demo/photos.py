@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from .options import UsageError
 from .tiles import count_tiles
@@ -60,9 +61,8 @@ def find(paths: Sequence[Path]) -> list[Path]:
 
 def bundled() -> list[Path]:
     """scikit-image's photographs, those that this version of it still ships."""
-    import skimage
-
-    found = [path for name in BUNDLED if (path := Path(skimage.data_dir) / name).exists()]
+    folder = Path(str(resources.files("skimage"))) / "data"
+    found = [path for name in BUNDLED if (path := folder / name).exists()]
     if not found:
         raise UsageError("this scikit-image ships none of its photographs: name image files of your own")
     return found
@@ -118,5 +118,5 @@ def decode(photo: Photo, block: int = 1) -> Pixels:
 
 
 def unreadable(path: Path, error: BaseException) -> UsageError:
-    reason = "not an image that Pillow can read" if isinstance(error, Image.UnidentifiedImageError) else str(error)
+    reason = "not an image that Pillow can read" if isinstance(error, UnidentifiedImageError) else str(error)
     return UsageError(f"{path}: cannot read this image ({reason.splitlines()[0] if reason else type(error).__name__})")

@@ -57,7 +57,8 @@ class Recording:
         """For each interval between edges, the share of it that a buffer spent in a state."""
         spent = np.diff(self.times) * (self.states[:-1, buffer] == state)
         cumulated = np.interp(edges, self.times, np.concatenate([[0.0], np.cumsum(spent)]))
-        return np.diff(cumulated) / np.diff(edges)
+        share: Floats = np.diff(cumulated) / np.diff(edges)
+        return share
 
     def stalls_in(self, edges: Floats) -> npt.NDArray[np.int64]:
         """How many stalls began between each two edges."""
