@@ -249,7 +249,8 @@ class _Poller:
     """A thread that polls a device while it owes maps or fences, and sleeps for good otherwise.
 
     A sleep costs some 40 µs of CPU, a late poll costs latency. So the pause is a quarter of the time that the oldest
-    fence has been pending, or of the distance to the moment when it is expected, whichever is shorter.
+    fence has been pending, or of the distance to the moment when it is expected, whichever is shorter; a millisecond at
+    most, or two for what has been pending for long.
     """
 
     _SHORTEST, _LONGEST = 0.0001, 0.001  # seconds
@@ -318,7 +319,8 @@ class _Poller:
 
     def _pause(self) -> float:
         age, expected = self._expected()
-        return min(max(min(age, abs(age - expected)) / 4, self._SHORTEST), self._LONGEST)
+        longest = min(max(self._LONGEST, age / 25), 2 * self._LONGEST)
+        return min(max(min(age, abs(age - expected)) / 4, self._SHORTEST), longest)
 
 
 _pollers: WeakSet[_Poller] = WeakSet()
