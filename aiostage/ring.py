@@ -22,7 +22,7 @@ import time
 import warnings
 import weakref
 from collections import OrderedDict, deque
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -71,6 +71,25 @@ class _Relay(NamedTuple):
     """Device memory between a staging buffer and a caller's encoder, in the place of a copy's source."""
 
     handle: Any
+
+
+class _Watch:
+    """Iterates over snapshots. No generator: a loop that is left by `break` would have to close one."""
+
+    def __init__(self, ring: StagingRing, interval: float) -> None:
+        self._ring = ring
+        self._interval = interval
+        self._pause = 0.0
+
+    def __aiter__(self) -> _Watch:
+        return self
+
+    async def __anext__(self) -> StagingStats:
+        await anyio.sleep(self._pause)
+        self._pause = self._interval
+        if self._ring._error is not None:
+            raise StopAsyncIteration
+        return await self._ring.stats()
 
 
 class StagingRing:
@@ -385,11 +404,9 @@ class StagingRing:
             pending_fences=self._tracker.pending if self._buffers else 0,
         )
 
-    async def watch(self, interval: float = 0.5) -> AsyncGenerator[StagingStats, None]:
-        """A snapshot every `interval` seconds, until the ring is closed."""
-        while self._error is None:
-            yield await self.stats()
-            await anyio.sleep(interval)
+    def watch(self, interval: float = 0.5) -> AsyncIterator[StagingStats]:
+        """A snapshot at once and every `interval` seconds, until the ring is closed."""
+        return _Watch(self, interval)
 
     @property
     def current(self) -> StagingBuffer:
@@ -869,7 +886,7 @@ class StagingRing:
         """Give everything back. Memory that something still points at is freed with the last of its views."""
         for buffer in self._buffers:
             buffer.memory = None
-            if not buffer.open and not any(export() for export in buffer.exports):
+            if not buffer.open and all(export() is None for export in buffer.exports):
                 self._native.destroy(buffer.handle)
         self._buffers = []
         self._workers.stop()

@@ -105,9 +105,9 @@ class Views:
                 "something made from the allocation's view (a memoryview, numpy array or tensor) is still alive; "
                 "delete it before the allocation is committed"
             )
-        if strict and self._array_source() is not None:
+        if strict and (self._view() is not None or self._array_source() is not None):
             raise ViewStillAlive(
-                "an array of the allocation is still alive, and strict_views=True tolerates none; "
+                "a view or array of the allocation is still alive, and strict_views=True tolerates none; "
                 "delete it before the allocation is committed"
             )
         self._freeze()
@@ -123,7 +123,8 @@ class Views:
 
     def alive(self) -> list[weakref.ref[Any]]:
         """Weak references to what lives for as long as something points at the memory."""
-        return [weakref.ref(source) for get in (self._view_source, self._array_source) if (source := get()) is not None]
+        found = (get() for get in (self._view, self._view_source, self._array_source))
+        return [weakref.ref(thing) for thing in found if thing is not None]
 
     def when_gone(self, callback: Callable[[], object]) -> None:
         """Call `callback`, from whichever thread, when nothing is foreign any more."""
@@ -139,7 +140,9 @@ class Views:
             try:
                 view.release()
             except BufferError:
-                pass  # exported; is_foreign says so
+                return  # exported; is_foreign says so
+            # torch.frombuffer keeps no export, only the memoryview: the memory must stay for as long as that lives.
+            weakref.finalize(view, self._owner, None).atexit = False
 
     def _freeze(self) -> None:
         for ref in self._arrays:

@@ -1,0 +1,163 @@
+"""One scenario of everything, on asyncio, uvloop and trio."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import anyio
+import pytest
+import wgpu
+from simulated import SimulatedGpu, until
+
+import aiostage
+from aiostage import StagingRing
+
+LOOPS: dict[str, dict[str, Any]] = {
+    "asyncio": {"backend": "asyncio"},
+    "uvloop": {"backend": "asyncio", "backend_options": {"use_uvloop": True}},
+    "trio": {"backend": "trio"},
+}
+
+Run = Callable[[Callable[[], Awaitable[None]]], None]
+
+
+@pytest.fixture(params=LOOPS)
+def run(request: pytest.FixtureRequest) -> Run:
+    """Runs a coroutine function to its end, in a minute."""
+
+    def run(scenario: Callable[[], Awaitable[None]]) -> None:
+        async def in_time() -> None:
+            with anyio.fail_after(60):
+                await scenario()
+
+        anyio.run(in_time, **LOOPS[request.param])
+
+    return run
+
+
+def test_waiting_hand_over_cancellation_and_close(run: Run, gpu: SimulatedGpu) -> None:
+    async def scenario() -> None:
+        target, order = gpu.buffer(1024), []
+
+        async def wait(ring: StagingRing, name: str) -> None:
+            slot = await ring.allocate(1024)
+            order.append(name)
+            slot.abandon()
+
+        async with StagingRing(gpu, 1, 1024) as ring:
+            fence = await ring.write_buffer(target, 0, bytes([1] * 1024))
+            async with anyio.create_task_group() as group:
+                scope = anyio.CancelScope()
+
+                async def cancelled() -> None:
+                    with scope:
+                        await wait(ring, "cancelled")
+
+                for number, start in enumerate((cancelled, lambda: wait(ring, "b"), lambda: wait(ring, "c"))):
+                    group.start_soon(start)
+                    await until(lambda number=number: ring.stats_nowait().waiters == number + 1)
+                scope.cancel()
+                await until(lambda: ring.stats_nowait().waiters == 2)
+                gpu.complete()
+            await fence
+            assert order == ["b", "c"]
+            assert ring.stats_nowait().buffer_stalls == 3
+            with pytest.raises(aiostage.FenceTimeout):
+                await (await ring.write_buffer(target, 0, b"late")).wait(0.01)
+
+            async with anyio.create_task_group() as group:
+
+                async def closed() -> None:
+                    with pytest.raises(aiostage.RingClosed):
+                        await ring.allocate(4)
+
+                group.start_soon(closed)
+                await until(lambda: ring.stats_nowait().waiters == 1)
+                gpu.complete()
+                gpu.free_running = True
+                await ring.aclose()
+        assert target.bytes[:4].tobytes() == b"late"
+
+    run(scenario)
+
+
+def test_slots_uploads_batches_frames_and_copy_threads(run: Run, gpu: SimulatedGpu) -> None:
+    async def scenario() -> None:
+        gpu.free_running = True
+        target, seen = gpu.buffer(64_000), []
+        async with StagingRing(gpu, 3, 4096, inline_size=64) as ring:
+
+            async def produce(number: int) -> None:
+                start, data = 3200 * number, bytes([number + 1] * 800)
+                with await ring.allocate(800) as slot:
+                    slot.view[:] = data
+                    await anyio.lowlevel.checkpoint()
+                    slot.copy_to_buffer(target, start)
+                await ring.submit()
+                await ring.write_buffer(target, start + 800, data)
+                async with ring.batch() as batch:
+                    await batch.write_buffer(target, start + 1600, data)
+                async with ring.frame() as frame:
+                    await frame.write_buffer(target, start + 2400, data)
+                    frame.encoder.run(lambda: seen.append(number))
+                await batch.fence
+                await frame.fence
+
+            async with anyio.create_task_group() as group:
+                for number in range(20):
+                    group.start_soon(produce, number)
+            async for stats in ring.watch(0):
+                assert stats.waiters == 0
+                break
+        assert target.bytes.tolist() == [number + 1 for number in range(20) for _ in range(3200)]
+        assert sorted(seen) == list(range(20))
+
+    run(scenario)
+
+
+def test_a_lost_device_wakes_everybody(run: Run, gpu: SimulatedGpu) -> None:
+    async def scenario() -> None:
+        target = gpu.buffer(1024)
+        async with StagingRing(gpu, 1, 1024) as ring:
+            fence = await ring.write_buffer(target, 0, bytes(1024))
+
+            async def lost(wait: Callable[[], Awaitable[Any]]) -> None:
+                with pytest.raises(aiostage.DeviceLost):
+                    await wait()
+
+            async with anyio.create_task_group() as group:
+                for wait in (fence.wait, lambda: ring.allocate(4), lambda: ring.write_buffer(target, 0, b"1234")):
+                    group.start_soon(lost, wait)
+                await until(lambda: ring.stats_nowait().waiters == 2)
+                gpu.lose()
+
+    run(scenario)
+
+
+def test_a_real_device(run: Run, device: wgpu.GPUDevice, target: Callable[[int], wgpu.GPUBuffer]) -> None:
+    buffer = target(100_000)
+    data = bytes(i % 253 for i in range(100_000))
+
+    async def scenario() -> None:
+        async with StagingRing(device, 2, 4096) as ring:
+            async with anyio.create_task_group() as group:
+                for start in range(0, 100_000, 10_000):
+                    group.start_soon(ring.write_buffer, buffer, start, data, start, 10_000)
+            await ring.submit()
+
+    run(scenario)
+    assert bytes(device.queue.read_buffer(buffer)) == data
+
+
+def test_a_device_serves_one_loop_after_another(
+    run: Run, device: wgpu.GPUDevice, target: Callable[[int], wgpu.GPUBuffer]
+) -> None:
+    buffer = target(4)
+
+    async def scenario() -> None:
+        async with StagingRing(device, 1, 1024) as ring:
+            await (await ring.write_buffer(buffer, 0, b"data"))
+
+    for _ in range(3):
+        run(scenario)

@@ -1,0 +1,259 @@
+"""What the library does to a real device, and leaves as it was."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import anyio
+import numpy as np
+import pytest
+import wgpu
+from simulated import turns, until
+
+import aiostage
+from aiostage import BufferState, FenceTracker, StagingRing
+from aiostage.native import check_version, connect
+
+OpenRing = Callable[..., Awaitable[StagingRing]]
+Target = Callable[[int], wgpu.GPUBuffer]
+
+
+# -- connecting --
+
+
+def test_a_device_has_one_native(device: wgpu.GPUDevice) -> None:
+    assert connect(device) is connect(device)
+
+
+def test_what_is_no_device_is_a_type_error() -> None:
+    with pytest.raises(TypeError, match=r"device must be a wgpu\.GPUDevice, not str"):
+        connect("cuda:0")
+
+
+def test_an_unsupported_version_names_the_installed_and_the_supported_ones() -> None:
+    check_version()
+    check_version("0.32.7")
+    for version in ("0.30.0", "0.33.0", "1.32.0", "0.3"):
+        with pytest.raises(aiostage.UnsupportedVersion) as caught:
+            check_version(version)
+        assert f"wgpu {version} is installed" in str(caught.value)
+        assert "0.32" in str(caught.value)
+
+
+def test_the_version_is_checked_when_a_device_is_first_used(
+    own_device: wgpu.GPUDevice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wgpu, "__version__", "0.99.0")
+    with pytest.raises(aiostage.UnsupportedVersion, match=r"0\.99\.0"):
+        connect(own_device)
+
+
+# -- wgpu-py's own poll thread --
+
+
+async def test_wgpus_poll_thread_does_not_block_while_a_tracker_is_active_and_is_given_back(
+    own_device: wgpu.GPUDevice,
+) -> None:
+    poller = own_device._poller
+    original = poller._poll_func
+    one, two = FenceTracker(own_device), FenceTracker(own_device)
+    assert poller._poll_func is not original
+    gentle = poller._poll_func
+    one.close()
+    assert poller._poll_func == gentle
+    two.close()
+    assert poller._poll_func == original
+    async with StagingRing(own_device, 1, 1024):
+        assert poller._poll_func == gentle
+    assert poller._poll_func == original
+
+
+async def test_a_poll_of_wgpus_thread_calls_no_blocking_poll(
+    own_device: wgpu.GPUDevice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    native, waits = connect(own_device), []
+
+    class Library:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(library, name)
+
+        def wgpuDevicePoll(self, device: Any, wait: bool, index: Any) -> Any:
+            waits.append(bool(wait))
+            return library.wgpuDevicePoll(device, wait, index)
+
+    library = native._lib
+    monkeypatch.setattr(native, "_lib", Library())
+    async with FenceTracker(own_device) as tracker:
+        buffer = own_device.create_buffer(size=4, usage=wgpu.BufferUsage.MAP_READ | wgpu.BufferUsage.COPY_DST)
+        promise = buffer.map_async("READ")
+        own_device._poller._poll_func(True)
+        await tracker.insert()
+        with anyio.fail_after(30):
+            await promise
+    assert waits
+    assert not any(waits)
+
+
+async def test_promises_of_wgpu_resolve_while_a_ring_is_busy(
+    device: wgpu.GPUDevice, open_ring: OpenRing, target: Target
+) -> None:
+    ring, buffer = await open_ring(ring_count=2, buffer_size=4096), target(1024)
+    readable = device.create_buffer(size=1024, usage=wgpu.BufferUsage.MAP_READ | wgpu.BufferUsage.COPY_DST)
+    with anyio.fail_after(60):
+        for turn in range(20):
+            await ring.write_buffer(buffer, 0, bytes([turn] * 1024))
+            encoder = device.create_command_encoder()
+            encoder.copy_buffer_to_buffer(buffer, 0, readable, 0, 1024)
+            await ring.submit([encoder.finish()])
+            await readable.map_async("READ")
+            assert bytes(readable.read_mapped()) == bytes([turn] * 1024)
+            readable.unmap()
+            assert bytes(device.queue.read_buffer(buffer)) == bytes([turn] * 1024)
+
+
+async def test_promises_of_wgpu_resolve_while_a_ring_is_idle_and_after_it_is_closed(
+    device: wgpu.GPUDevice, target: Target
+) -> None:
+    buffer = target(16)
+    async with StagingRing(device, 1, 1024) as ring:
+        await (await ring.write_buffer(buffer, 0, bytes(range(16))))
+        await until(lambda: ring._tracker._poller._parked)
+        with anyio.fail_after(30):
+            assert bytes(await _read(device, buffer)) == bytes(range(16))
+    with anyio.fail_after(30):
+        assert bytes(await _read(device, buffer)) == bytes(range(16))
+
+
+async def _read(device: wgpu.GPUDevice, buffer: wgpu.GPUBuffer) -> bytes:
+    readable = device.create_buffer(size=buffer.size, usage=wgpu.BufferUsage.MAP_READ | wgpu.BufferUsage.COPY_DST)
+    encoder = device.create_command_encoder()
+    encoder.copy_buffer_to_buffer(buffer, 0, readable, 0, buffer.size)
+    device.queue.submit([encoder.finish()])
+    await readable.map_async("READ")
+    return bytes(readable.read_mapped())
+
+
+# -- bytes --
+
+
+async def test_slots_uploads_batches_and_frames_arrive_on_a_real_device(
+    device: wgpu.GPUDevice, open_ring: OpenRing, target: Target
+) -> None:
+    ring, buffer, copied = await open_ring(ring_count=2, buffer_size=4096), target(64), target(64)
+    with await ring.allocate(16) as slot:
+        slot.array(np.uint32, 4)[:] = [1, 2, 3, 4]
+        slot.copy_to_buffer(buffer, 0)
+    await ring.submit()
+    await ring.write_buffer(buffer, 16, np.array([5, 6, 7, 8], np.uint32))
+    async with ring.batch() as batch:
+        await batch.write_buffer(buffer, 32, np.array([9, 10, 11, 12], np.uint32))
+    async with ring.frame() as frame:
+        await frame.write_buffer(buffer, 48, np.array([13, 14, 15, 16], np.uint32))
+        frame.encoder.copy_buffer_to_buffer(buffer, 0, copied, 0, 64)
+    await frame.fence
+    assert batch.fence.done()
+    for result in (buffer, copied):
+        assert np.frombuffer(device.queue.read_buffer(result), np.uint32).tolist() == list(range(1, 17))
+
+
+async def test_texels_arrive_on_a_real_device(device: wgpu.GPUDevice, open_ring: OpenRing) -> None:
+    ring = await open_ring(ring_count=2, buffer_size=8192)
+    usage = wgpu.TextureUsage.COPY_DST | wgpu.TextureUsage.COPY_SRC
+    texture = device.create_texture(size=(8, 4, 2), format="rgba8unorm", usage=usage)
+    pixels = np.arange(2 * 2 * 3 * 4, dtype=np.uint8).reshape(2, 2, 3, 4)
+    with await ring.allocate_texture((3, 2, 2), "rgba8unorm") as slot:
+        slot.array()[:] = pixels
+        slot.copy_to_texture({"texture": texture, "origin": (4, 1, 0)})
+    await (await ring.submit())
+    source, layout = {"texture": texture, "origin": (4, 1, 0)}, {"bytes_per_row": 12, "rows_per_image": 2}
+    read = device.queue.read_texture(source, layout, (3, 2, 2))
+    assert (np.frombuffer(read, np.uint8).reshape(pixels.shape) == pixels).all()
+
+
+async def test_a_copy_recorded_into_a_real_encoder_runs_where_it_was_recorded(
+    device: wgpu.GPUDevice, open_ring: OpenRing, target: Target
+) -> None:
+    ring, buffer, before, after = await open_ring(ring_count=1, buffer_size=1024), target(4), target(4), target(4)
+    encoder = device.create_command_encoder()
+    encoder.copy_buffer_to_buffer(buffer, 0, before, 0, 4)
+    with await ring.allocate(4) as slot:
+        slot.view[:] = b"data"
+        slot.copy_to_buffer(buffer, encoder=encoder)
+    encoder.copy_buffer_to_buffer(buffer, 0, after, 0, 4)
+    await ring.submit([encoder.finish()])
+    assert bytes(device.queue.read_buffer(before)) == bytes(4)
+    assert bytes(device.queue.read_buffer(after)) == b"data"
+
+
+async def test_a_destroyed_destination_spoils_only_its_own_copy(
+    device: wgpu.GPUDevice, open_ring: OpenRing, target: Target
+) -> None:
+    ring, doomed, buffer = await open_ring(ring_count=2, buffer_size=1024), target(4), target(4)
+
+    async def careless() -> None:
+        writing = asyncio.ensure_future(ring.write_buffer(doomed, 0, b"1111"))
+        await asyncio.sleep(0)
+        doomed.destroy()
+        await writing
+
+    outcomes = await asyncio.gather(careless(), ring.write_buffer(buffer, 0, b"2222"), return_exceptions=True)
+    assert outcomes[0] is None or isinstance(outcomes[0], aiostage.InvalidCopy)
+    await outcomes[1]
+    assert bytes(device.queue.read_buffer(buffer)) == b"2222"
+
+
+# -- a device that is lost --
+
+
+async def test_a_destroyed_device_wakes_everybody_who_waits(own_device: wgpu.GPUDevice) -> None:
+    usage = wgpu.BufferUsage.COPY_DST | wgpu.BufferUsage.COPY_SRC
+    buffer = own_device.create_buffer(size=1024, usage=usage)
+    ring = StagingRing(own_device, 1, 1024)
+    await ring.open()
+    native = connect(own_device)
+    native.poll = lambda: None  # type: ignore[method-assign]  # a GPU that is busy: nothing is ever done
+    fence = await ring.write_buffer(buffer, 0, bytes(1024))
+    waiters = [asyncio.ensure_future(make) for make in (ring.allocate(4), ring.write_buffer(buffer, 0, bytes(8)))]
+    await until(lambda: ring.stats_nowait().waiters == 2)
+    await turns()
+    assert not any(waiter.done() for waiter in waiters)
+    del native.poll
+    own_device.destroy()
+    with anyio.fail_after(30):
+        for waiter in waiters:
+            with pytest.raises(aiostage.DeviceLost):
+                await waiter
+        with pytest.raises(aiostage.DeviceLost):
+            await fence
+        with pytest.raises(aiostage.DeviceLost):
+            await ring.submit()
+        with pytest.raises(aiostage.DeviceLost):
+            await ring.write_buffer(buffer, 0, bytes(8))
+        await ring.aclose()
+
+
+async def test_a_device_destroyed_while_slots_are_open_ends_with_device_lost(own_device: wgpu.GPUDevice) -> None:
+    buffer = own_device.create_buffer(size=16, usage=wgpu.BufferUsage.COPY_DST)
+    async with StagingRing(own_device, 2, 1024) as ring:
+        slot = await ring.allocate(16)
+        view = slot.array()
+        own_device.destroy()
+        view[:] = 1
+        del view
+        with anyio.fail_after(30), pytest.raises(aiostage.DeviceLost):
+            with slot:
+                slot.copy_to_buffer(buffer)
+            await ring.submit()
+        with pytest.raises(aiostage.DeviceLost):
+            await ring.allocate(4)
+
+
+async def test_stats_poll_the_device(device: wgpu.GPUDevice, open_ring: OpenRing, target: Target) -> None:
+    ring, buffer = await open_ring(ring_count=2, buffer_size=1024), target(4)
+    await (await ring.write_buffer(buffer, 0, b"data"))
+    with anyio.fail_after(30):
+        while (await ring.stats()).buffer_states != (BufferState.AVAILABLE,) * 2:
+            pass
+    assert (await ring.stats()).submits == 1
