@@ -73,6 +73,7 @@ class LoopPort:
                 self._wake(self._drain)
             except RuntimeError:  # closed; trio's RunFinishedError is a RuntimeError too
                 self._posted.clear()
+                self._scheduled = False
 
     def _drain(self) -> None:
         # Cleared first: what is posted from now on wakes the loop again, at worst once too often.
