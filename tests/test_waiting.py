@@ -362,14 +362,34 @@ async def test_submit_moves_copies_away_from_a_slot_whose_waiter_was_granted_but
     large, small = start(ring.allocate(1024)), start(ring.allocate(256))
     await waiting(ring, 2)
     large.cancel()
-    await waiting(ring, 0)  # `small` has its place now, beside the copy
-    submitting = start(ring.submit())
-    slot = await in_time(small)
-    assert slot.buffer is holder.buffer
+    while ring.stats_nowait().waiters:
+        await asyncio.sleep(0)
+    assert not small.done()  # it has its place, beside the copy, and will run in this turn of the loop
     holder.abandon()
     blocker.abandon()
-    await in_time(submitting)
-    slot.abandon()
+    await in_time(ring.submit())
+    (await in_time(small)).abandon()
+
+
+async def test_no_copy_overtakes_an_earlier_one_to_the_same_place_when_others_need_room(
+    gpu: SimulatedGpu, simulated_ring: OpenRing, always_shared: None
+) -> None:
+    ring, target = await simulated_ring(ring_count=2), gpu.buffer(1024)
+    held = await ring.allocate(4)
+    for size, data in ((4, b"old."), (1024, b"new.")):
+        with await ring.allocate(size) as slot:
+            slot.view[:4] = data
+            slot.copy_to_buffer(target)
+    waiter = start(ring.allocate(1024))  # the second buffer could go, but for the first
+    await waiting(ring, 1)
+    await turns()
+    held.abandon()
+    await until(lambda: gpu.in_flight)
+    gpu.free_running = True
+    (await in_time(waiter)).abandon()
+    await in_time(ring.submit())
+    await ring._tracker.wait_all()
+    assert target.bytes[:4].tobytes() == b"new."
 
 
 # -- what cannot be resolved is said --
