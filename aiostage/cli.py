@@ -30,7 +30,12 @@ class Parser(argparse.ArgumentParser):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status: 2 for what the user can put right, 130 for Ctrl-C."""
-    arguments = build_parser().parse_args(argv)
+    parser = build_parser()
+    arguments, others = parser.parse_known_args(argv)
+    if arguments.name == "bench":
+        arguments.others = others
+    elif others:
+        parser.error(f"unrecognized arguments: {' '.join(others)}")
     try:
         return int(arguments.command(arguments))
     except (UsageError, aiostage.StagingError) as error:
@@ -53,8 +58,8 @@ def build_parser() -> argparse.ArgumentParser:
     demo_options.add_arguments(demo)
     demo.set_defaults(command=run_demo)
 
+    # What follows, --help included, is for `python -m benchmarks`.
     bench = commands.add_parser("bench", help="run the benchmarks of a source checkout", add_help=False)
-    bench.add_argument("arguments", nargs=argparse.REMAINDER, metavar="ARGUMENTS", help="passed on to the benchmarks")
     bench.set_defaults(command=run_bench)
     return parser
 
@@ -70,7 +75,7 @@ def run_bench(arguments: argparse.Namespace) -> int:
     checkout = Path(__file__).resolve().parent.parent
     if not (checkout / "benchmarks").is_dir():
         raise UsageError("the benchmarks are not installed: run this in a source checkout of aiostage")
-    return subprocess.run([sys.executable, "-m", "benchmarks", *arguments.arguments], cwd=checkout).returncode
+    return subprocess.run([sys.executable, "-m", "benchmarks", *arguments.others], cwd=checkout).returncode
 
 
 def run_info(arguments: argparse.Namespace) -> int:

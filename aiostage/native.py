@@ -27,7 +27,7 @@ from typing import Any, Protocol, runtime_checkable
 import wgpu
 
 from .copies import BufferCopy, Copy
-from .errors import DeviceLost, InvalidCopy, InvalidSubmit, UnsupportedVersion
+from .errors import DeviceLost, InvalidCopy, InvalidSubmit, StagingError, UnsupportedVersion
 
 SUPPORTED_WGPU = ("0.31", "0.32")
 
@@ -268,12 +268,15 @@ class WgpuNative:
     def create_staging_buffer(self, size: int, host_cached: bool) -> Any:
         mode = wgpu.BufferUsage.MAP_READ if self._is_read_mapped(host_cached) else wgpu.BufferUsage.MAP_WRITE
         with _telling_loss():
-            return self.device.create_buffer(
+            buffer = self.device.create_buffer(
                 label="staging buffer",
                 size=size,
                 usage=mode | wgpu.BufferUsage.COPY_SRC,
                 mapped_at_creation=True,
             )
+        # Allocation.buffer.handle gives it to users, for whom one of these would end in an abort.
+        buffer.destroy = buffer.unmap = buffer.map_async = buffer.map_sync = _refuse
+        return buffer
 
     def _is_read_mapped(self, host_cached: bool) -> bool:
         # MAP_READ memory is what the driver keeps in the host's cache; the feature lets a copy read from it.
@@ -307,7 +310,7 @@ class WgpuNative:
         self._captured(self._lib.wgpuBufferUnmap, buffer._internal)  # a lost device has unmapped it already
 
     def destroy(self, buffer: Any) -> None:
-        buffer.destroy()
+        type(buffer).destroy(buffer)
 
     # -- submitting --
 
@@ -480,6 +483,10 @@ class WgpuNative:
 
     def owns(self, resource: Any) -> bool:
         return getattr(resource, "_device", None) is self.device
+
+
+def _refuse(*args: Any, **kwargs: Any) -> None:
+    raise StagingError("a staging buffer is mapped, unmapped and destroyed by its ring alone")
 
 
 class _Ledger:

@@ -814,6 +814,21 @@ async def view_alive_at_commit(box: Sandbox) -> None:
         slot.commit()
 
 
+@case(GROUP, "A staging buffer, `slot.buffer.handle`, is destroyed, unmapped or mapped by the user", "`StagingError`")
+async def staging_buffer_destroyed(box: Sandbox) -> None:
+    async with box.ring() as ring:
+        with await ring.allocate(16) as slot:
+            handle = slot.buffer.handle
+            for use in (handle.destroy, handle.unmap, lambda: handle.map_async(MapMode.WRITE)):
+                with raises(aiostage.StagingError, "ring"):
+                    use()
+            slot.copy_to_buffer(box.buffer())
+        await (await ring.submit())
+        with raises(aiostage.StagingError, "ring"):
+            handle.destroy()
+        await box.assert_works(ring)
+
+
 @case(GROUP, "A view is alive when its ring is closed and gone", "it can be read and written; memory goes with it")
 async def view_outlives_the_ring(box: Sandbox) -> None:
     ring = box.ring(1)
@@ -1354,6 +1369,16 @@ async def submitted_twice(box: Sandbox) -> None:
         with raises(InvalidSubmit):
             ring.submit_nowait([fresh, fresh])
         await ring.submit([fresh])
+        await box.assert_works(ring)
+
+
+@case(GROUP, "A command buffer that `queue.submit` ran is given to `ring.submit`", "`InvalidSubmit`")
+async def submitted_elsewhere_before(box: Sandbox) -> None:
+    async with box.ring() as ring:
+        command_buffer = box.recorded()
+        box.device.queue.submit([command_buffer])
+        with raises(InvalidSubmit, "submitted before"):
+            await ring.submit([command_buffer])
         await box.assert_works(ring)
 
 

@@ -133,7 +133,8 @@ class Demo:
         if self.options.window:
             return open_window((width, height), self.adapter, self.device)
         if self.adapter.info["adapter_type"] == "CPU":
-            width, height = width // 2, height // 2  # software drivers need several times a frame's 16 ms otherwise
+            # In full size, software drivers need several times a frame's 16 ms.
+            width, height = width // 2, height // 2
         return open_offscreen((width, height), self.adapter, self.device)
 
     async def _stream(self) -> None:
@@ -196,7 +197,7 @@ class Demo:
         stats = self.observed.latest
         title = (
             f"{self.progress.uploads} tiles, {report.mib(self.progress.bytes)}, through "
-            f"{stats.ring_count} staging buffers of {report.mib(stats.buffer_size)}"
+            f"{stats.ring_count} staging buffer{'s' * (stats.ring_count > 1)} of {report.mib(stats.buffer_size)}"
         )
         subtitle = (
             f"{self.options.coroutines} coroutines, {stats.buffer_stalls} stalls, {self.progress.frames} frames drawn "
@@ -217,9 +218,10 @@ class Demo:
         return 1 if wrong else 0
 
     def tell_beginning(self) -> None:
+        count, tiles, rounds = len(self.photos), self.progress.tiles, len(LEVELS)
         print(
-            f"{len(self.photos)} photographs, {self.progress.tiles} tiles of {TILE}×{TILE}, {len(LEVELS)} rounds from "
-            f"coarse to sharp, on {gpu.describe(self.adapter)}",
+            f"{count} photograph{'s' * (count > 1)}, {tiles} tiles of {TILE}×{TILE}, {rounds} rounds from coarse to "
+            f"sharp, on {gpu.describe(self.adapter)}",
             flush=True,
         )
 

@@ -27,7 +27,8 @@ MIB = aiostage.MiB
 
 
 def mib(size: float) -> str:
-    return f"{size / MIB:.1f} MiB" if size >= MIB else f"{size / 1024:.0f} KiB"
+    number, unit = (size / MIB, "MiB") if size >= MIB else (size / 1024, "KiB")
+    return f"{number:.1f}".removesuffix(".0") + f" {unit}"
 
 
 def ms(seconds: float) -> str:

@@ -16,7 +16,7 @@ Colour = tuple[int, int, int]
 
 WIDTH, LEFT, RIGHT = 1600, 110, 40
 PLOT = WIDTH - LEFT - RIGHT
-LANES_HEIGHT, LANE_GAP = 150, 6
+LANES_HEIGHT, LANE_MIN, LANE_MAX, LANE_GAP = 150, 3, 50, 6
 STALLS_HEIGHT, CHART_HEIGHT = 30, 70
 ZOOM_SECONDS = 0.1
 
@@ -114,7 +114,7 @@ def draw(samples: Sequence[Sample], frames: Sequence[float], title: str, subtitl
     """The whole picture: the run from end to end, then its busiest tenth of a second."""
     recording = Recording.of(samples, frames)
     buffers = recording.states.shape[1]
-    lane = max(3, LANES_HEIGHT // buffers)
+    lane = min(LANE_MAX, max(LANE_MIN, LANES_HEIGHT // buffers))
     lanes = buffers * (lane + LANE_GAP)
     sheet = Sheet(300 + 2 * (lanes + STALLS_HEIGHT) + CHART_HEIGHT)
     draw_header(sheet, title, subtitle)

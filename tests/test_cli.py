@@ -1,0 +1,68 @@
+"""The command line, as a user runs it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import aiostage
+from aiostage import cli
+from aiostage.demo.options import UsageError
+
+ROOT = Path(__file__).parent.parent
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "aiostage.cli", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=ROOT, check=False)
+
+
+def test_version() -> None:
+    assert run("--version").stdout == f"aiostage {aiostage.__version__}\n"
+
+
+def test_info_prints_adapters_memory_and_versions() -> None:
+    info = run("info")
+    assert info.returncode == 0, info.stderr
+    said = dict(line.split(maxsplit=1) for line in info.stdout.splitlines())
+    assert set(said) >= {"aiostage", "wgpu", "wgpu-native", "numpy", "anyio", "Python", "adapter", "chosen", "staging"}
+    assert said["aiostage"] == aiostage.__version__
+    assert "memory" in said["staging"]
+
+
+@pytest.mark.parametrize("arguments", [[], ["nonsense"], ["demo", "--nonsense"], ["info", "--nonsense"]], ids=str)
+def test_what_it_does_not_know_gets_one_line_and_status_2(arguments: list[str]) -> None:
+    refused = run(*arguments)
+    assert refused.returncode == 2
+    assert refused.stdout == ""
+    assert len(refused.stderr.splitlines()) == 1, refused.stderr
+
+
+def test_bench_passes_its_arguments_on_to_the_checkouts_benchmarks() -> None:
+    helped = run("bench", "--help")
+    assert helped.returncode == 0, helped.stderr
+    assert "usage: benchmarks" in helped.stdout
+
+
+def test_bench_outside_a_checkout_says_where_benchmarks_are(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(cli, "__file__", str(tmp_path / "aiostage" / "cli.py"))
+    assert cli.main(["bench"]) == 2
+    assert "source checkout" in capsys.readouterr().err
+
+
+def test_a_missing_extra_is_named_with_the_command_that_installs_it() -> None:
+    cli.require("demo", {"json": "json"})
+    with pytest.raises(UsageError, match=r"needs moonshine: pip install 'aiostage\[demo\]'"):
+        cli.require("demo", {"no_such_module": "moonshine", "json": "json"})
+
+
+def test_the_command_line_starts_without_any_extra() -> None:
+    """Otherwise nobody would live to read which one is missing."""
+    hidden = "import sys; sys.modules.update(dict.fromkeys(('rich', 'rendercanvas', 'PIL', 'skimage')))"
+    code = f"{hidden}; from aiostage import cli; cli.build_parser()"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
