@@ -219,7 +219,8 @@ class FenceTracker:
         self._reached_values.append(value)  # by several threads, perhaps not in order
         if not self._delivering:
             self._delivering = True
-            self.port.post(self._deliver)
+            if not self.port.post(self._deliver):  # the loop is gone, and nobody will hear of these any more
+                self._pending.clear()
 
     def _deliver(self) -> None:
         self._delivering = False

@@ -64,8 +64,8 @@ class LoopPort:
         """Run `callback` after what is ready on the loop now; only from the loop itself."""
         self._soon(callback)
 
-    def post(self, callback: Callback) -> None:
-        """Run `callback` on the loop, from any thread. A loop that has been closed drops it."""
+    def post(self, callback: Callback) -> bool:
+        """Run `callback` on the loop, from any thread. False if the loop has been closed: then nothing will run."""
         self._posted.append(callback)
         if not self._scheduled:
             self._scheduled = True
@@ -74,6 +74,8 @@ class LoopPort:
             except RuntimeError:  # closed; trio's RunFinishedError is a RuntimeError too
                 self._posted.clear()
                 self._scheduled = False
+                return False
+        return True
 
     def _drain(self) -> None:
         # Cleared first: what is posted from now on wakes the loop again, at worst once too often.
