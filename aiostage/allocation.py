@@ -18,13 +18,12 @@ from .copies import (
     check_buffer_copy,
     check_source,
     footprint,
-    padded_row,
     pop_layout,
     resolve_region,
     whole,
 )
 from .errors import AllocationClosed, InvalidCopy, ViewStillAlive
-from .formats import numpy_layout, texel_block
+from .formats import numpy_layout, padded_row, texel_block
 from .lanes import StagingBuffer
 from .views import StagedArray, Views
 
@@ -181,7 +180,7 @@ class Allocation:
         self._check_open()
         if self._views is not None:
             self._views.close(self._ring._strict_views)
-        self._close()
+        self._closed = True
         self._ring._committed(self, self._copies, self._recorded)
 
     def abandon(self) -> None:
@@ -189,10 +188,10 @@ class Allocation:
         if self._closed:
             return
         self._ring._port.check()
-        self._close()
+        self._closed = True
         if self._views is not None:
             self._views.give_up()
-        self._ring._abandoned(self, self._views)
+        self._ring._drop(self.buffer, self.buffer.trip, self.offset, self.size, self._views)
 
     def __enter__(self) -> Allocation:
         self._check_open()
@@ -213,7 +212,7 @@ class Allocation:
     def __del__(self) -> None:
         if not getattr(self, "_closed", True) and self._ring._error is None:  # its end abandons what is open
             warnings.warn(f"{self!r} was neither committed nor abandoned", ResourceWarning, stacklevel=1)
-            self._close()
+            self._closed = True
             ring, buffer, offset, size = self._ring, self.buffer, self.offset, self.size
             ring._port.post(partial(ring._drop, buffer, buffer.trip, offset, size, self._views))
 
@@ -239,9 +238,6 @@ class Allocation:
         if self._ring._error is not None:
             raise self._ring._error
         self._ring._port.check()
-
-    def _close(self) -> None:
-        self._closed = True
 
 
 def texel_layout(size: Any, format: str, aspect: str = "all") -> TexelLayout:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from .errors import InvalidCopy
-from .formats import COPY_BYTES_PER_ROW_ALIGNMENT, TexelBlock, is_depth_stencil, texel_block
+from .formats import TexelBlock, is_depth_stencil, texel_block
 
 # Values of GPUBufferUsage.COPY_DST and GPUTextureUsage.COPY_DST (WebGPU specification).
 _BUFFER_COPY_DST = 0x8
@@ -139,11 +139,6 @@ def footprint(region: TextureRegion, bytes_per_row: int, rows_per_image: int) ->
         return 0
     whole_rows = rows_per_image * (region.size[2] - 1) + region.block_rows - 1
     return bytes_per_row * whole_rows + region.row_bytes
-
-
-def padded_row(row_bytes: int) -> int:
-    """`row_bytes` rounded up to the 256 bytes that a copy from a buffer to a texture demands."""
-    return -(-row_bytes // COPY_BYTES_PER_ROW_ALIGNMENT) * COPY_BYTES_PER_ROW_ALIGNMENT
 
 
 def whole(value: Any, name: str) -> int:

@@ -123,7 +123,7 @@ class FenceTracker:
         self._latencies: deque[float] = deque(maxlen=256)
         self._users = 1
         self.native.attach()
-        self._poller = _Poller(self.native, self._expected, self._lost)
+        self._polling = _Poller(self.native, self._expected, self._lost)
 
     @classmethod
     def shared(cls, device: Any) -> FenceTracker:
@@ -163,7 +163,7 @@ class FenceTracker:
             if logger.isEnabledFor(logging.DEBUG):
                 logger.debug("fence %d inserted", fence.value, extra={"fence": fence.value})
             self.native.on_work_done(partial(self._reached, fence.value))
-        self._poller.wake()
+        self._polling.wake()
         return fence
 
     async def wait_all(self) -> None:
@@ -173,7 +173,7 @@ class FenceTracker:
 
     def wake(self) -> None:
         """Start polling: something else than a fence, a re-mapping, is outstanding."""
-        self._poller.wake()
+        self._polling.wake()
 
     def latency(self, fraction: float) -> float:
         """Seconds from insertion to completion that this fraction of the last 256 fences stayed within; 0 if none."""
@@ -198,7 +198,7 @@ class FenceTracker:
         """Stop polling. With fences still pending, they are delivered first if the device still delivers."""
         self._users -= 1
         if self._users == 0:
-            self._poller.stop()
+            self._polling.stop()
             self.native.detach()
 
     async def __aenter__(self) -> FenceTracker:

@@ -59,8 +59,12 @@ def aligned_bytes_per_row(format: str, width: int, aspect: str = "all") -> int:
 
     :raises ValueError: as for `texel_block`
     """
-    unaligned = bytes_per_row(format, width, aspect)
-    return unaligned + -unaligned % COPY_BYTES_PER_ROW_ALIGNMENT
+    return padded_row(bytes_per_row(format, width, aspect))
+
+
+def padded_row(row_bytes: int) -> int:
+    """`row_bytes` rounded up to the 256 bytes that a copy from a buffer to a texture demands."""
+    return -(-row_bytes // COPY_BYTES_PER_ROW_ALIGNMENT) * COPY_BYTES_PER_ROW_ALIGNMENT
 
 
 def is_depth_stencil(format: str) -> bool:

@@ -160,6 +160,14 @@ class Lane:
         self.buffers = [buffer for buffer in self.buffers if buffer not in going]
         return copies
 
+    def sealable(self) -> list[StagingBuffer]:
+        """Buffers that nobody writes to."""
+        return [buffer for buffer in self.buffers if not buffer.is_held]
+
+    def blocked(self) -> list[StagingBuffer]:
+        """Buffers with copies that cannot go, because somebody writes beside them."""
+        return [buffer for buffer in self.buffers if buffer.copies and buffer.is_held]
+
     def ready(self) -> list[StagingBuffer]:
         """Buffers that may depart by themselves: nobody writes to them, and no earlier copy to a destination of theirs
         stays behind in a buffer that somebody does write to."""

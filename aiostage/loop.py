@@ -52,14 +52,6 @@ class LoopPort:
             pass
         raise WrongLoop("used from another event loop or thread than the one it was opened on")
 
-    def is_here(self) -> bool:
-        """Whether the caller runs on this loop."""
-        try:
-            self.check()
-        except WrongLoop:
-            return False
-        return True
-
     def soon(self, callback: Callback) -> None:
         """Run `callback` after what is ready on the loop now; only from the loop itself."""
         self._soon(callback)

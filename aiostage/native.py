@@ -70,11 +70,8 @@ class Native(Protocol):
         :raises DeviceLost: nothing was submitted.
         """
 
-    def check_command_buffers(self, command_buffers: Sequence[Any]) -> None:
-        """:raises InvalidSubmit: if one of them cannot be submitted to this device's queue."""
-
     def claim_command_buffers(self, command_buffers: Sequence[Any]) -> None:
-        """Check them and, if all are fit, have nobody else submit them. :raises InvalidSubmit:"""
+        """Have nobody else submit them. :raises InvalidSubmit: one is unfit for this queue; none is claimed."""
 
     def on_work_done(self, done: Done) -> None:
         """Call `done` when the GPU has finished all that was submitted until now."""
@@ -314,20 +311,17 @@ class WgpuNative:
 
     # -- submitting --
 
-    def check_command_buffers(self, command_buffers: Sequence[Any]) -> None:
-        seen = set()
-        for command_buffer in command_buffers:
-            if not isinstance(command_buffer, wgpu.GPUCommandBuffer):
-                raise InvalidSubmit(f"{type(command_buffer).__name__} is not a GPUCommandBuffer")
-            if not self.owns(command_buffer):
-                raise InvalidSubmit("the command buffer belongs to another device than the ring")
-            if _ledger.was_submitted(command_buffer) or id(command_buffer) in seen:
-                raise InvalidSubmit("the command buffer was submitted before; a command buffer runs once")
-            seen.add(id(command_buffer))
-
     def claim_command_buffers(self, command_buffers: Sequence[Any]) -> None:
+        seen = set()
         with _ledger.lock:
-            self.check_command_buffers(command_buffers)
+            for command_buffer in command_buffers:
+                if not isinstance(command_buffer, wgpu.GPUCommandBuffer):
+                    raise InvalidSubmit(f"{type(command_buffer).__name__} is not a GPUCommandBuffer")
+                if not self.owns(command_buffer):
+                    raise InvalidSubmit("the command buffer belongs to another device than the ring")
+                if _ledger.was_submitted(command_buffer) or id(command_buffer) in seen:
+                    raise InvalidSubmit("the command buffer was submitted before; a command buffer runs once")
+                seen.add(id(command_buffer))
             _ledger.note_submitted(command_buffers)
 
     def submit(self, copies: Sequence[Copy], command_buffers: Sequence[Any]) -> list[tuple[Copy, InvalidCopy]]:

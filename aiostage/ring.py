@@ -282,8 +282,7 @@ class StagingRing:
         self._check()
         command_buffers = list(command_buffers)
         await self._unblock(self._slots)
-        self._native.check_command_buffers(command_buffers)
-        submission = self._depart(self._slots, self._sealable(self._slots), command_buffers)
+        submission = self._depart(self._slots, self._slots.sealable(), command_buffers)
         await submission.made.wait()
         self._raise_failures()
         return submission.fence
@@ -292,10 +291,9 @@ class StagingRing:
         """Like `submit`. :raises anyio.WouldBlock: a copy's buffer still has an open allocation."""
         self._check()
         command_buffers = list(command_buffers)
-        if any(buffer.copies and buffer.is_held for buffer in self._slots.buffers):
+        if self._slots.blocked():
             raise anyio.WouldBlock
-        self._native.check_command_buffers(command_buffers)
-        submission = self._depart(self._slots, self._sealable(self._slots), command_buffers)
+        submission = self._depart(self._slots, self._slots.sealable(), command_buffers)
         if submission.error is not None:
             raise submission.error
         self._raise_failures()
@@ -316,7 +314,7 @@ class StagingRing:
             return fence or self._tracker.insert()
         buffer.closed = True
         self._move_cursor(buffer)
-        if buffer.is_held or any(other.copies and other.is_held for other in self._slots.buffers):
+        if buffer.is_held or self._slots.blocked():
             raise anyio.WouldBlock
         earlier = [other for other in self._slots.buffers if other.copies and other is not buffer]
         if earlier:
@@ -612,9 +610,6 @@ class StagingRing:
         finally:
             self._let_go(buffer)
 
-    def _abandoned(self, slot: Allocation, views: Views | None) -> None:
-        self._drop(slot.buffer, slot.buffer.trip, slot.offset, slot.size, views)
-
     def _drop(self, buffer: StagingBuffer, trip: Trip, offset: int, size: int, views: Views | None) -> None:
         """An open allocation is abandoned."""
         if views is not None:
@@ -638,25 +633,21 @@ class StagingRing:
             copy.offset -= slot.offset
             copy.source = _Relay(relay)
             self._native.record(encoder, [copy])
-        blocked = buffer.is_held or any(other.copies and other.is_held for other in self._slots.buffers)
-        if blocked or padding or self._native.submit_blocks:
+        if buffer.is_held or self._slots.blocked() or padding or self._native.submit_blocks:
             assert buffer.memory is not None
             data = bytes(buffer.memory[slot.offset : slot.offset + slot.size])
             self._native.write_relay(relay, data + bytes(padding))
             buffer.used -= slot.size
         else:
             self._slots.stage(BufferCopy(buffer, slot.offset, relay, 0, slot.size))
-            self._depart(self._slots, self._sealable(self._slots))
+            self._depart(self._slots, self._slots.sealable())
 
     # -- departing --
-
-    def _sealable(self, lane: Lane) -> list[StagingBuffer]:
-        return [buffer for buffer in lane.buffers if not buffer.is_held]
 
     def _flush(self) -> None:
         """The turn of the loop is over: its uploads depart, but for buffers that are still being written."""
         self._flush_scheduled = False
-        ready = [b for b in self._uploads.buffers if b.copies and not b.copying]
+        ready = [buffer for buffer in self._uploads.sealable() if buffer.copies]
         if ready and self._error is None:
             self._depart(self._uploads, ready)
 
@@ -847,14 +838,14 @@ class StagingRing:
 
     async def _drain(self) -> None:
         """Submit what is committed and wait for the GPU."""
-        for held in [buffer for buffer in self._slots.buffers if buffer.copies and buffer.is_held]:
+        for held in self._slots.blocked():
             fresh = self._next_available(self._slots)
             if fresh is None:
                 logger.error("closed with open allocations in every buffer: %d copies beside them lost", held.copies)
             else:
                 await self._evacuate(self._slots, held, fresh)
         for lane in (self._uploads, self._slots):
-            ready = [buffer for buffer in lane.buffers if buffer.copies and not buffer.is_held]
+            ready = [buffer for buffer in lane.sealable() if buffer.copies]
             if ready:
                 self._depart(lane, ready)
         while self._under_way:

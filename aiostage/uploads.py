@@ -24,7 +24,6 @@ from .copies import (
     check_buffer_copy,
     footprint,
     mip_extent,
-    padded_row,
     pop_layout,
     resolve_destination,
     resolve_region,
@@ -32,8 +31,8 @@ from .copies import (
 )
 from .errors import AllocationClosed, AllocationTooLarge, InvalidCopy
 from .fences import Fence
-from .formats import TexelBlock, is_depth_stencil
-from .lanes import Lane, StagingBuffer
+from .formats import TexelBlock, is_depth_stencil, padded_row
+from .lanes import Lane, StagingBuffer, Trip
 
 if TYPE_CHECKING:
     from .ring import StagingRing
@@ -178,8 +177,8 @@ async def write_now(ring: StagingRing, pieces: Iterator[Piece]) -> Fence:
     """Write with the ring's next submit of uploads, and wait until that is made."""
     copies = await write(ring, ring._uploads, pieces)
     fence = None
-    for buffer_trip, copy in copies:
-        submission = await buffer_trip.wait()
+    for trip, copy in copies:
+        submission = await trip.wait()
         for failed, why in submission.failures:
             if failed is copy:
                 raise why
@@ -188,7 +187,7 @@ async def write_now(ring: StagingRing, pieces: Iterator[Piece]) -> Fence:
     return fence or ring._tracker.insert()
 
 
-async def write(ring: StagingRing, lane: Lane, pieces: Iterator[Piece]) -> list[tuple[Any, Copy]]:
+async def write(ring: StagingRing, lane: Lane, pieces: Iterator[Piece]) -> list[tuple[Trip, Copy]]:
     """Fill and stage every piece; returns (trip, copy) of each. On return the data may be reused."""
     filling = _Filling(ring)
     try:
@@ -210,7 +209,7 @@ class _Filling:
         self._pending = 0
         self._idle: anyio.Event | None = None
         self.error: BaseException | None = None
-        self.copies: list[tuple[Any, Copy]] = []
+        self.copies: list[tuple[Trip, Copy]] = []
 
     def start(self, piece: Piece, buffer: StagingBuffer, offset: int) -> None:
         """Fill a place and stage its copy, now or in a worker thread."""
@@ -294,7 +293,8 @@ def as_array(data: Any) -> npt.NDArray[Any]:
             data = np.frombuffer(view, np.uint8) if view.c_contiguous and view.nbytes else np.asarray(view)
     if data.dtype.hasobject:
         raise TypeError(f"data must be bytes or numbers, not {data.dtype}")
-    return data  # type: ignore[no-any-return]
+    array: npt.NDArray[Any] = data
+    return array
 
 
 def copy_bytes(target: Bytes, array: npt.NDArray[Any], start: int) -> None:

@@ -128,7 +128,7 @@ async def polling_cpu(tracker: aiostage.FenceTracker, work: GpuWork, seconds: fl
     while waited < seconds:
         work.device.queue.submit([work.command_buffer(0.1)])
         fence = tracker.insert()
-        clock = time.pthread_getcpuclockid(tracker._poller._thread.ident)
+        clock = time.pthread_getcpuclockid(tracker._polling._thread.ident)
         cpu, started = time.clock_gettime(clock), time.perf_counter()
         await fence
         used += time.clock_gettime(clock) - cpu
@@ -140,11 +140,11 @@ async def idle_polls(tracker: aiostage.FenceTracker, seconds: float) -> float:
     """Polls and wake-ups of the polling thread per second while nothing is pending."""
     await tracker.wait_all()
     await asyncio.sleep(0.05)
-    clock = time.pthread_getcpuclockid(tracker._poller._thread.ident)
-    before, cpu = tracker._poller.polls, time.clock_gettime(clock)
+    clock = time.pthread_getcpuclockid(tracker._polling._thread.ident)
+    before, cpu = tracker._polling.polls, time.clock_gettime(clock)
     await asyncio.sleep(seconds)
     assert time.clock_gettime(clock) == cpu, "the polling thread ran"
-    return (tracker._poller.polls - before) / seconds
+    return (tracker._polling.polls - before) / seconds
 
 
 async def bare_wake_up(device: wgpu.GPUDevice, work: GpuWork, rounds: int) -> dict[str, Any]:

@@ -11,8 +11,8 @@ import numpy as np
 import wgpu
 from wgpu.backends.wgpu_native import _api
 
-from aiostage.copies import mip_extent, padded_row
-from aiostage.formats import texel_block
+from aiostage.copies import mip_extent
+from aiostage.formats import padded_row, texel_block
 
 
 @contextmanager

@@ -230,9 +230,6 @@ class SimulatedGpu:
     # -- submitting --
 
     def claim_command_buffers(self, command_buffers: Sequence[Any]) -> None:
-        self.check_command_buffers(command_buffers)
-
-    def check_command_buffers(self, command_buffers: Sequence[Any]) -> None:
         for command_buffer in command_buffers:
             if not isinstance(command_buffer, SimulatedCommandBuffer) or not self.owns(command_buffer):
                 raise InvalidSubmit("not a command buffer of this GPU")

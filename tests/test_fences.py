@@ -228,7 +228,7 @@ async def test_nothing_is_polled_while_nothing_is_pending(gpu: SimulatedGpu, tra
     fence = work(gpu, tracker)
     gpu.complete()
     await fence
-    await until(lambda: tracker._poller._parked)
+    await until(lambda: tracker._polling._parked)
     polls = gpu.polls
     await anyio.sleep(0.3)
     assert gpu.polls == polls
@@ -249,7 +249,7 @@ async def test_nothing_is_polled_while_nothing_is_pending_on_a_real_device(
     monkeypatch.setattr(native, "poll", lambda: (polls.append(1), poll()))
     async with FenceTracker(device) as tracker:
         await tracker.insert()
-        await until(lambda: tracker._poller._parked)
+        await until(lambda: tracker._polling._parked)
         assert polls
         polls.clear()
         await anyio.sleep(0.3)

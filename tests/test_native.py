@@ -119,7 +119,7 @@ async def test_promises_of_wgpu_resolve_while_a_ring_is_idle_and_after_it_is_clo
     buffer = target(16)
     async with StagingRing(device, 1, 1024) as ring:
         await (await ring.write_buffer(buffer, 0, bytes(range(16))))
-        await until(lambda: ring._tracker._poller._parked)
+        await until(lambda: ring._tracker._polling._parked)
         with anyio.fail_after(30):
             assert bytes(await _read(device, buffer)) == bytes(range(16))
     with anyio.fail_after(30):
