@@ -52,6 +52,14 @@ class InvalidCopy(StagingError, ValueError):
     """A copy that WebGPU would refuse; the message has the numbers. Nothing of it was submitted."""
 
 
+class InvalidTexture(StagingError, ValueError):
+    """A texture file is damaged; the message says where. Nothing of the damaged level was uploaded."""
+
+
+class UnsupportedTexture(StagingError, ValueError):
+    """A texture file holds what WebGPU, this device or this installation cannot take; nothing was created."""
+
+
 class InvalidSubmit(StagingError, ValueError):
     """A command buffer that cannot be submitted here: another device's, submitted before, or none at all."""
 

@@ -1,0 +1,245 @@
+"""From a file to a GPUTexture, level by level, coarsest first."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import anyio
+import anyio.to_thread
+import numpy as np
+
+from ..errors import InvalidTexture, UnsupportedTexture
+from ..fences import Fence
+from ..formats import required_feature, texel_block
+from . import basis, dds, ktx2
+from .layout import TextureInfo
+from .names import FORMATS
+from .source import Source
+from .unpack import check_unpackable, read_level
+
+if TYPE_CHECKING:
+    from ..ring import StagingRing
+
+# GPUTextureUsage.COPY_DST and TEXTURE_BINDING (WebGPU specification).
+_COPY_DST, _TEXTURE_BINDING = 0x2, 0x4
+
+
+def inspect(source: Any) -> TextureInfo:
+    """What a KTX2 or DDS file holds. Blocking; reads the header only.
+
+    :param source: a path, or the file's bytes.
+    :raises InvalidTexture: neither of the two, or damaged.
+    :raises UnsupportedTexture: a texture that WebGPU has no form of, or one that needs pyktx.
+    :raises OSError: the file cannot be read.
+    """
+    file = Source(source)
+    try:
+        return _read(file)
+    finally:
+        file.close()
+
+
+def support(device: Any) -> tuple[str, ...]:
+    """The texture formats, by WebGPU's names, that can be read from a file and sampled on this device.
+
+    :param device: a GPUDevice. A GPUAdapter gives what a device would take that requests all the adapter's features.
+    """
+    return tuple(name for name in FORMATS if required_feature(name) in (None, *device.features))
+
+
+def open(ring: StagingRing, source: Any, *, usage: int = _TEXTURE_BINDING, label: str = "") -> TextureStream:
+    """A texture whose levels arrive one by one: `async with open(ring, path) as stream:`, then iterate over it.
+
+    :param source: a path, or the file's bytes (KTX2 or DDS).
+    :param usage: of the GPUTexture; COPY_DST is added.
+
+    Entering the block reads the header and creates the texture.
+
+    :raises InvalidTexture: damage. :raises UnsupportedTexture: what WebGPU, the device or this installation cannot take.
+    :raises OSError: the file cannot be read. Nothing was created, and the ring is untouched, after each of them.
+    """
+    return TextureStream(ring, source, usage, label)
+
+
+async def load(
+    ring: StagingRing,
+    source: Any,
+    *,
+    usage: int = _TEXTURE_BINDING,
+    label: str = "",
+    on_level: Callable[[TextureStream], object] | None = None,
+) -> TextureStream:
+    """Upload a whole texture, coarsest level first; `on_level(stream)` is called after each. Otherwise like `open`.
+
+    On return every level has been submitted: work that is submitted later sees it, and `await stream.fence` waits for it.
+    """
+    async with open(ring, source, usage=usage, label=label) as stream:
+        async for _ in stream:
+            if on_level is not None:
+                on_level(stream)
+    return stream
+
+
+class TextureStream:
+    """A GPUTexture and what is there of it; made by `open` and `load`. Iterating uploads one level after the other.
+
+    What was uploaded stays usable after the block. Several tasks may iterate: each level is uploaded once.
+    """
+
+    info: TextureInfo
+    texture: Any
+    """The GPUTexture. Sample it through `view`: levels that are still missing hold zeros."""
+
+    fence: Fence | None = None
+    """Completes when the GPU has the last level that was uploaded."""
+
+    def __init__(self, ring: StagingRing, source: Any, usage: int, label: str) -> None:
+        self._ring = ring
+        self._source = source
+        self._usage = usage
+        self._label = label
+        self._file: Source | None = None
+        self._turn = anyio.Lock()
+        self._error: Exception | None = None
+        self._arrived: list[anyio.Event] = []
+        self.base_level = 0
+        """The finest level that is there; `len(info.levels)` before the first."""
+
+    async def __aenter__(self) -> TextureStream:
+        self._ring._check()
+        self._file, self.info = await anyio.to_thread.run_sync(
+            _open_source, self._source, frozenset(self._ring.device.features)
+        )
+        try:
+            check_fits(self.info, self._ring.device)
+            self.texture = self._ring.device.create_texture(
+                label=self._label,
+                size=self.info.size,
+                dimension="3d" if self.info.dimension == "3d" else "2d",
+                format=self.info.format,
+                mip_level_count=len(self.info.levels),
+                usage=self._usage | _COPY_DST,
+            )
+        except BaseException:
+            self._file.close()
+            raise
+        self.base_level = len(self.info.levels)
+        self._arrived = [anyio.Event() for _ in self.info.levels]
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        if self.base_level:
+            self._fail(anyio.ClosedResourceError(f"the stream was closed before mip level {self.base_level - 1}"))
+        with anyio.CancelScope(shield=True):
+            async with self._turn:  # a task that reads the file right now does so to the end
+                if self._file is not None:
+                    self._file.close()
+
+    def __aiter__(self) -> TextureStream:
+        return self
+
+    async def __anext__(self) -> int:
+        """Upload the next finer level; returns its number.
+
+        :raises InvalidTexture: the level is damaged; coarser ones stay usable.
+        """
+        async with self._turn:
+            if self.base_level == 0:
+                raise StopAsyncIteration
+            if self._error is not None:
+                raise self._error
+            try:
+                await self._upload(self.base_level - 1)
+            except Exception as error:
+                self._fail(error)
+                raise
+            self.base_level -= 1
+            self._arrived[self.base_level].set()
+            return self.base_level
+
+    def view(self) -> Any:
+        """A GPUTextureView of the levels that are there: "2d", "2d-array", "cube", "cube-array" or "3d".
+
+        :raises anyio.WouldBlock: none is there yet.
+        """
+        count = len(self.info.levels) - self.base_level
+        if not count:
+            raise anyio.WouldBlock
+        return self.texture.create_view(
+            dimension=self.info.dimension, base_mip_level=self.base_level, mip_level_count=count
+        )
+
+    async def wait_level(self, level: int) -> None:
+        """Wait until this mip level, and with it each coarser one, is there; another task iterates meanwhile.
+
+        :raises IndexError: the texture has no such level.
+        :raises anyio.ClosedResourceError: the stream was closed before. Whatever ended the upload is raised as well.
+        """
+        if not 0 <= level < len(self._arrived):
+            raise IndexError(f"mip level {level} of a texture that has {len(self._arrived)}")
+        await self._arrived[level].wait()
+        if level < self.base_level and self._error is not None:
+            raise self._error
+
+    async def _upload(self, number: int) -> None:
+        level, block = self.info.levels[number], texel_block(self.info.format)
+        content = await anyio.to_thread.run_sync(read_level, self._file, self.info, number)
+        blocks = np.frombuffer(content, np.uint8).reshape(
+            level.images, -(-level.height // block.height), -(-level.width // block.width), block.nbytes
+        )
+        self.fence = await self._ring.write_texture({"texture": self.texture, "mip_level": number}, blocks)
+
+    def _fail(self, error: Exception) -> None:
+        self._error = self._error or error
+        for event in self._arrived:
+            event.set()
+
+
+def check_fits(info: TextureInfo, device: Any) -> None:
+    """:raises UnsupportedTexture: the device cannot have a texture like this, or its file cannot be unpacked here."""
+    feature, block = required_feature(info.format), texel_block(info.format)
+    if feature is not None and feature not in device.features:
+        raise UnsupportedTexture(f"{info.format} needs a device with the feature {feature!r}, which this one lacks")
+    sliced = f"{feature}-sliced-3d"
+    if info.dimension == "3d" and block.width > 1 and sliced not in device.features:
+        raise UnsupportedTexture(f"a 3D texture of {info.format} needs a device with the feature {sliced!r}")
+    width, height, images = info.size
+    if width % block.width or height % block.height:
+        raise UnsupportedTexture(
+            f"WebGPU wants level 0 of {info.format} to be whole blocks of {block.width} × {block.height} texels, which "
+            f"{width} × {height} is not: encode the image at a multiple of these"
+        )
+    kind = "3d" if info.dimension == "3d" else "2d"
+    extent, limit = f"max-texture-dimension-{kind}", device.limits[f"max-texture-dimension-{kind}"]
+    if max(width, height, images if kind == "3d" else 1) > limit:
+        raise UnsupportedTexture(f"{' × '.join(map(str, info.size))} texels exceed the device's {extent} of {limit}")
+    if kind == "2d" and images > device.limits["max-texture-array-layers"]:
+        limit = device.limits["max-texture-array-layers"]
+        raise UnsupportedTexture(f"{images} layers exceed the device's max-texture-array-layers of {limit}")
+    check_unpackable(info)
+
+
+def _open_source(source: Any, features: frozenset[str]) -> tuple[Source, TextureInfo]:
+    file = Source(source)
+    try:
+        try:
+            return file, _read(file)
+        except ktx2.BasisPayload:
+            if not basis.is_available():
+                raise
+        transcoded = basis.transcode(file, features)
+        file.close()
+        return transcoded, _read(transcoded)
+    except BaseException:
+        file.close()
+        raise
+
+
+def _read(source: Source) -> TextureInfo:
+    start = bytes(source.read(0, min(source.size, len(ktx2.IDENTIFIER)), "the identifier"))
+    if start == ktx2.IDENTIFIER:
+        return ktx2.read(source)
+    if start[:4] == dds.IDENTIFIER:
+        return dds.read(source)
+    raise InvalidTexture(f"neither a KTX2 nor a DDS file: it starts with {start!r}")
