@@ -2,8 +2,8 @@
 
 Source: "DDS_HEADER", "DDS_HEADER_DXT10", "DDS_PIXELFORMAT" and "Programming Guide for DDS", Microsoft,
 <https://learn.microsoft.com/windows/win32/direct3ddds/dx-graphics-dds-pguide>. Content follows the header: each layer,
-or face of a cube, with all its mip levels, largest first; a 3D texture has each level with all its slices. Flags that say
-which fields are set are ignored, as that guide advises, since many writers leave them out.
+or face of a cube, with all its mip levels, largest first; a 3D texture has each level with all its slices. Flags that
+say which fields are set are ignored, as that guide advises, since many writers leave them out.
 """
 
 from __future__ import annotations
@@ -23,8 +23,7 @@ _HEADER = struct.Struct("<4x7I44x8I4I4x")
 _HEADER_SIZE, _PIXEL_FORMAT_SIZE = 124, 32
 _DX10 = struct.Struct("<5I")  # dxgiFormat, resourceDimension, miscFlag, arraySize, miscFlags2
 
-_HAS_ALPHA, _IS_FOURCC, _HAS_MASKS = 0x1, 0x4, 0x20040 | 0x200  # DDPF_ALPHAPIXELS, _FOURCC, _RGB | _LUMINANCE | _YUV
-_IS_YUV = 0x200
+_HAS_ALPHA, _IS_FOURCC, _HAS_MASKS = 0x1, 0x4, 0x20040  # DDPF_ALPHAPIXELS, _FOURCC, _RGB | _LUMINANCE
 _CUBE, _ALL_FACES, _VOLUME = 0x200, 0xFC00, 0x200000  # of dwCaps2
 _DX10_CUBE = 0x4  # of miscFlag
 _2D, _3D = 3, 4  # of resourceDimension
@@ -75,7 +74,7 @@ def _legacy_format(flags: int, fourcc: int, bits: int, red: int, green: int, blu
             return FOURCC_FORMATS[fourcc]
         raise unsupported("FourCC", fourcc.to_bytes(4, "little"))
     masks = (bits, red, green, blue, alpha if flags & _HAS_ALPHA else 0)
-    if flags & _HAS_MASKS and not flags & _IS_YUV and masks in MASK_FORMATS:
+    if flags & _HAS_MASKS and masks in MASK_FORMATS:
         return MASK_FORMATS[masks]
     raise unsupported("a texel", f"of {bits} bits with masks {red:#x}, {green:#x}, {blue:#x}, {alpha:#x}")
 

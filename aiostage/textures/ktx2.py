@@ -1,10 +1,9 @@
 """Reading the header of a KTX 2.0 file.
 
 Source: "KTX File Format Specification" 2.0, Khronos Group, <https://registry.khronos.org/KTX/specs/2.0/ktxspec.v2.html>:
-section 3 (file structure), 3.2 (header), 3.10 (index), 3.11 (data format descriptor), 3.12 (key/value data), 4 and 4.1
-(level images, in the order layer, face, slice, row, texel block), and its table of supercompression schemes. The colour
-models are those of the "Khronos Data Format Specification" 1.3, section 5.6. Keys and values are not read: nothing in them
-changes where a texel lies.
+"File Structure" (header, index, level index), "Data Format Descriptor", the table of supercompression schemes. Within
+a level the order is layer, face, slice, row, texel block. The colour models are those of the "Khronos Data Format
+Specification" 1.3. Keys and values are not read: nothing in them changes where a texel lies.
 """
 
 from __future__ import annotations

@@ -1,14 +1,15 @@
 """WebGPU's texture formats by the numbers that KTX2 and DDS files have for them.
 
-Sources: `VkFormat` of the Vulkan specification, section "Formats"; `DXGI_FORMAT` of dxgiformat.h; for the FourCC codes of
-older DDS files "Programming Guide for DDS" and "DDS_PIXELFORMAT", <https://learn.microsoft.com/windows/win32/direct3ddds>.
+Sources: `VkFormat` of the Vulkan specification, section "Formats"; `DXGI_FORMAT` of dxgiformat.h; for the FourCC codes
+of older DDS files "Programming Guide for DDS" and
+"DDS_PIXELFORMAT", <https://learn.microsoft.com/windows/win32/direct3ddds>.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-# (WebGPU, VkFormat, DXGI_FORMAT); 0 where there is none. Float formats come last of their family.
+# (WebGPU, VkFormat, DXGI_FORMAT); 0 where there is none.
 _PLAIN = (
     ("r8unorm", 9, 61), ("r8snorm", 10, 63), ("r8uint", 13, 62), ("r8sint", 14, 64),
     ("rg8unorm", 16, 49), ("rg8snorm", 17, 51), ("rg8uint", 20, 50), ("rg8sint", 21, 52),

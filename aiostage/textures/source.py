@@ -18,7 +18,7 @@ class Source:
     def __init__(self, source: object) -> None:
         self._file: BinaryIO | None = None
         if isinstance(source, str | os.PathLike):
-            self._file = Path(source).open("rb")
+            self._file = Path(source).open("rb")  # noqa: SIM115 - until close()
             self.size = self._file.seek(0, os.SEEK_END)
         elif isinstance(source, bytes | bytearray | memoryview):
             self._bytes = memoryview(source).cast("B")

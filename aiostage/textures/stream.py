@@ -56,8 +56,11 @@ def open(ring: StagingRing, source: Any, *, usage: int = _TEXTURE_BINDING, label
 
     Entering the block reads the header and creates the texture.
 
-    :raises InvalidTexture: damage. :raises UnsupportedTexture: what WebGPU, the device or this installation cannot take.
-    :raises OSError: the file cannot be read. Nothing was created, and the ring is untouched, after each of them.
+    What comes out of that leaves nothing created and the ring untouched:
+
+    :raises InvalidTexture: damage.
+    :raises UnsupportedTexture: what WebGPU, the device or this installation cannot take.
+    :raises OSError: the file cannot be read.
     """
     return TextureStream(ring, source, usage, label)
 
@@ -72,7 +75,7 @@ async def load(
 ) -> TextureStream:
     """Upload a whole texture, coarsest level first; `on_level(stream)` is called after each. Otherwise like `open`.
 
-    On return every level has been submitted: work that is submitted later sees it, and `await stream.fence` waits for it.
+    On return every level has been submitted: work submitted later sees it, and `await stream.fence` waits for it.
     """
     async with open(ring, source, usage=usage, label=label) as stream:
         async for _ in stream:
@@ -87,6 +90,7 @@ class TextureStream:
     What was uploaded stays usable after the block. Several tasks may iterate: each level is uploaded once.
     """
 
+    _file: Source
     info: TextureInfo
     texture: Any
     """The GPUTexture. Sample it through `view`: levels that are still missing hold zeros."""
@@ -99,7 +103,6 @@ class TextureStream:
         self._source = source
         self._usage = usage
         self._label = label
-        self._file: Source | None = None
         self._turn = anyio.Lock()
         self._error: Exception | None = None
         self._arrived: list[anyio.Event] = []
@@ -133,8 +136,7 @@ class TextureStream:
             self._fail(anyio.ClosedResourceError(f"the stream was closed before mip level {self.base_level - 1}"))
         with anyio.CancelScope(shield=True):
             async with self._turn:  # a task that reads the file right now does so to the end
-                if self._file is not None:
-                    self._file.close()
+                self._file.close()
 
     def __aiter__(self) -> TextureStream:
         return self

@@ -1,0 +1,419 @@
+"""Compressed textures: what a KTX2 or DDS file holds arrives on the GPU, and damage arrives nowhere."""
+
+from __future__ import annotations
+
+import random
+import struct
+import sys
+import time
+import tracemalloc
+import types
+from pathlib import Path
+from typing import Any
+
+import anyio
+import etcpak
+import numpy as np
+import pytest
+import texture2ddecoder
+import wgpu
+from containers import dds, ktx2
+from readback import read_texture
+from simulated import SimulatedGpu, SimulatedTexture
+
+import aiostage
+from aiostage import InvalidTexture, UnsupportedTexture, textures
+from aiostage.formats import required_feature, texel_block
+from aiostage.textures.names import FORMATS
+from aiostage.textures.source import Source
+from aiostage.textures.unpack import read_level
+
+REFUSALS = (InvalidTexture, UnsupportedTexture)
+
+
+def chain(format: str, size: tuple[int, int], levels: int, images: int = 1, depth: int = 0) -> list[bytes]:
+    """Random bytes for each mip level."""
+    rng, block, found = np.random.default_rng(7), texel_block(format), []
+    for level in range(levels):
+        width, height = (max(1, extent >> level) for extent in size)
+        count = max(1, depth >> level) if depth else images
+        blocks = count * -(-width // block.width) * -(-height // block.height)
+        found.append(rng.integers(0, 256, blocks * block.nbytes, np.uint8).tobytes())
+    return found
+
+
+def unpacked(file: bytes) -> list[bytes]:
+    info, source = textures.inspect(file), Source(file)
+    return [bytes(read_level(source, info, number)) for number in range(len(info.levels))]
+
+
+def picture(side: int) -> np.ndarray:
+    y, x = np.mgrid[0:side, 0:side] * (255 / side)
+    return np.stack([x, y, 255 - x, np.full_like(x, 255)], -1).astype(np.uint8)
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_every_format_is_read_from_ktx2_byte_for_byte(format: str) -> None:
+    block = texel_block(format)
+    size = (block.width * 4, block.height * 4)
+    levels = chain(format, size, 3)
+    file = ktx2(format, size, levels)
+    info = textures.inspect(file)
+    assert (info.format, info.size, len(info.levels), info.dimension) == (format, (*size, 1), 3, "2d")
+    assert unpacked(file) == levels
+
+
+@pytest.mark.parametrize("scheme", [0, 2, 3])
+@pytest.mark.parametrize(
+    ("options", "images", "dimension", "depth"),
+    [
+        ({}, 1, "2d", 1),
+        ({"layers": 3}, 3, "2d-array", 3),
+        ({"faces": 6}, 6, "cube", 6),
+        ({"faces": 6, "layers": 2}, 12, "cube-array", 12),
+    ],
+)
+async def test_ktx2_arrives_on_the_gpu(
+    open_ring: Any, scheme: int, options: dict[str, int], images: int, dimension: str, depth: int, tmp_path: Path
+) -> None:
+    levels = chain("bc7-rgba-unorm", (32, 32), 6, images)
+    path = tmp_path / "texture.ktx2"
+    path.write_bytes(ktx2("bc7-rgba-unorm", (32, 32), levels, scheme=scheme, **options))
+    ring = await open_ring(buffer_size=4096)
+    stream = await textures.load(ring, path, usage=wgpu.TextureUsage.TEXTURE_BINDING | wgpu.TextureUsage.COPY_SRC)
+    await stream.fence
+    assert stream.info.dimension == dimension
+    assert stream.texture.size == (32, 32, depth)
+    assert [level.tobytes() for level in read_texture(stream.texture)] == levels
+    assert stream.view().texture is stream.texture
+
+
+@pytest.mark.parametrize("cube", [False, True])
+@pytest.mark.parametrize("layers", [1, 2])
+async def test_dds_arrives_on_the_gpu(open_ring: Any, cube: bool, layers: int) -> None:
+    levels = chain("bc5-rg-unorm", (16, 16), 5, layers * (6 if cube else 1))
+    file = dds("bc5-rg-unorm", (16, 16), levels, layers=layers, cube=cube)
+    stream = await textures.load(await open_ring(buffer_size=4096), file, usage=wgpu.TextureUsage.COPY_SRC)
+    await stream.fence
+    assert stream.info.dimension == ("cube" if cube else "2d") + ("-array" if layers > 1 else "")
+    assert [level.tobytes() for level in read_texture(stream.texture)] == levels
+
+
+@pytest.mark.parametrize("write", [ktx2, dds])
+async def test_a_3d_texture_arrives_on_the_gpu(open_ring: Any, write: Any) -> None:
+    levels = chain("rgba8unorm", (8, 8), 4, depth=4)
+    file = write("rgba8unorm", (8, 8), levels, depth=4)
+    stream = await textures.load(await open_ring(buffer_size=4096), file, usage=wgpu.TextureUsage.COPY_SRC)
+    await stream.fence
+    assert stream.texture.dimension == "3d"
+    assert [level.tobytes() for level in read_texture(stream.texture)] == levels
+
+
+@pytest.mark.parametrize(
+    ("code", "format"),
+    [
+        (b"DXT1", "bc1-rgba-unorm"),
+        (b"DXT3", "bc2-rgba-unorm"),
+        (b"DXT5", "bc3-rgba-unorm"),
+        (b"ATI1", "bc4-r-unorm"),
+        (b"BC4S", "bc4-r-snorm"),
+        (b"ATI2", "bc5-rg-unorm"),
+        (b"\x71\0\0\0", "rgba16float"),
+    ],
+)
+def test_older_dds_files_are_read_by_their_fourcc(code: bytes, format: str) -> None:
+    levels = chain(format, (16, 8), 5)
+    file = dds(code, (16, 8), levels)
+    assert textures.inspect(file).format == format
+    assert unpacked(file) == levels
+
+
+SHADER = """
+@group(0) @binding(0) var source: texture_2d<f32>;
+@group(0) @binding(1) var<storage, read_write> result: array<u32>;
+@compute @workgroup_size(8, 8) fn main(@builtin(global_invocation_id) at: vec3u) {
+    result[at.y * 64 + at.x] = pack4x8unorm(textureLoad(source, at.xy, 0));
+}
+"""
+
+
+@pytest.mark.parametrize(
+    ("format", "encode", "decode"),
+    [
+        ("bc1-rgba-unorm", etcpak.compress_bc1, texture2ddecoder.decode_bc1),
+        ("bc3-rgba-unorm", etcpak.compress_bc3, texture2ddecoder.decode_bc3),
+        ("bc7-rgba-unorm", etcpak.compress_bc7, texture2ddecoder.decode_bc7),
+    ],
+)
+async def test_a_shader_samples_what_a_decoder_decodes(open_ring: Any, format: str, encode: Any, decode: Any) -> None:
+    blocks = encode(picture(64).tobytes(), 64, 64)
+    expected = np.frombuffer(decode(blocks, 64, 64), np.uint8).reshape(64, 64, 4)[..., [2, 1, 0, 3]].astype(int)
+    ring = await open_ring()
+    stream = await textures.load(ring, ktx2(format, (64, 64), [blocks]))
+    device = ring.device
+    result = device.create_buffer(size=64 * 64 * 4, usage=wgpu.BufferUsage.STORAGE | wgpu.BufferUsage.COPY_SRC)
+    pipeline = device.create_compute_pipeline(
+        layout="auto", compute={"module": device.create_shader_module(code=SHADER), "entry_point": "main"}
+    )
+    group = device.create_bind_group(
+        layout=pipeline.get_bind_group_layout(0),
+        entries=[
+            {"binding": 0, "resource": stream.view()},
+            {"binding": 1, "resource": {"buffer": result, "offset": 0, "size": result.size}},
+        ],
+    )
+    encoder = device.create_command_encoder()
+    compute = encoder.begin_compute_pass()
+    compute.set_pipeline(pipeline)
+    compute.set_bind_group(0, group)
+    compute.dispatch_workgroups(8, 8)
+    compute.end()
+    await ring.submit([encoder.finish()])
+    sampled = np.frombuffer(device.queue.read_buffer(result), np.uint8).reshape(64, 64, 4).astype(int)
+    assert np.abs(sampled - expected).max() <= 3  # BC1 and BC3 leave their interpolation's rounding open
+    assert np.abs(sampled - picture(64)).mean() < 8
+
+
+async def test_a_texture_is_drawable_after_its_first_and_coarsest_level(open_ring: Any) -> None:
+    levels, seen = chain("bc1-rgba-unorm", (32, 32), 6), []
+    async with textures.open(await open_ring(), ktx2("bc1-rgba-unorm", (32, 32), levels)) as stream:
+        with pytest.raises(anyio.WouldBlock):
+            stream.view()
+        async for level in stream:
+            view = stream.view()
+            seen.append((level, stream.base_level, view.texture is stream.texture))
+    assert seen == [(level, level, True) for level in (5, 4, 3, 2, 1, 0)]
+
+
+async def test_other_tasks_wait_for_a_level(open_ring: Any) -> None:
+    levels, order = chain("bc1-rgba-unorm", (32, 32), 6), []
+    async with textures.open(await open_ring(), ktx2("bc1-rgba-unorm", (32, 32), levels)) as stream:
+
+        async def wait(level: int) -> None:
+            await stream.wait_level(level)
+            assert stream.base_level <= level
+            order.append(level)
+
+        async with anyio.create_task_group() as group:
+            for level in (0, 5, 2):
+                group.start_soon(wait, level)
+            async for _ in stream:
+                await anyio.sleep(0.01)
+        with pytest.raises(IndexError):
+            await stream.wait_level(6)
+    assert order == [5, 2, 0]
+
+
+async def test_who_waits_for_a_level_that_never_comes_is_told_why(open_ring: Any) -> None:
+    levels = chain("bc1-rgba-unorm", (32, 32), 6)
+    file = bytearray(ktx2("bc1-rgba-unorm", (32, 32), levels, scheme=3))
+    file[textures.inspect(file).levels[1].offset + 40] ^= 0xFF
+    async with textures.open(await open_ring(), file) as damaged:
+        with pytest.raises(InvalidTexture, match="mip level 1"):
+            async for _ in damaged:
+                pass
+        with pytest.raises(InvalidTexture, match="mip level 1"):
+            await damaged.wait_level(0)
+        await damaged.wait_level(2)  # what had come stays
+        assert damaged.view() is not None
+    async with textures.open(await open_ring(), ktx2("bc1-rgba-unorm", (32, 32), levels)) as closed:
+        pass
+    with pytest.raises(anyio.ClosedResourceError):
+        await closed.wait_level(0)
+
+
+class DrivenGpu(SimulatedGpu):
+    """A simulated GPU that is also the device: it takes the formats that the test names."""
+
+    features = frozenset({"texture-compression-etc2", "texture-compression-astc"})
+    limits = {"max-texture-dimension-2d": 8192, "max-texture-dimension-3d": 2048, "max-texture-array-layers": 256}  # noqa: RUF012
+    created = 0
+
+    def create_texture(self, *, size: Any, format: str, mip_level_count: int, **rest: Any) -> SimulatedTexture:
+        self.created += 1
+        return self.texture(format, size, mip_level_count)
+
+
+@pytest.mark.parametrize(
+    "format", [f for f in FORMATS if required_feature(f) in DrivenGpu.features and "srgb" not in f]
+)
+async def test_etc2_and_astc_arrive_block_for_block(format: str) -> None:
+    block = texel_block(format)
+    size = (block.width * 8, block.height * 4)
+    levels = chain(format, size, 3, images=2)
+    gpu = DrivenGpu(free_running=True)
+    async with aiostage.StagingRing(gpu, 3, 1024) as ring:
+        stream = await textures.load(ring, ktx2(format, size, levels, layers=2))
+        await stream.fence
+        assert [stream.texture.level(n).tobytes() for n in range(3)] == levels
+    assert gpu.violations == []
+
+
+def bc7(**changes: Any) -> bytes:
+    return ktx2(
+        **({"format": "bc7-rgba-unorm", "size": (16, 16), "levels": chain("bc7-rgba-unorm", (16, 16), 3)} | changes)
+    )
+
+
+REFUSED = {
+    "unknown file": (b"\x89PNG\r\n\x1a\n" + bytes(200), InvalidTexture, "neither a KTX2 nor a DDS"),
+    "empty file": (b"", InvalidTexture, "neither"),
+    "unknown VkFormat": (bc7(format=999), UnsupportedTexture, "VkFormat 999"),
+    "Basis Universal": (bc7(format=0, color_model=166), UnsupportedTexture, "UASTC.*pyktx"),
+    "BasisLZ": (bc7(format=0, color_model=163, scheme=1), UnsupportedTexture, "ETC1S, BasisLZ.*pyktx"),
+    "unknown scheme": (bc7(scheme=9), UnsupportedTexture, "scheme 9"),
+    "wrong size": (bc7(levels=[bytes(17)]), InvalidTexture, "17 bytes.*256"),
+    "too many levels": (bc7(levels=[bytes(16)] * 9), InvalidTexture, "9 mip levels"),
+    "faces": (bc7(faces=5), InvalidTexture, "not 5"),
+    "oblong cube": (bc7(size=(16, 8), faces=6), InvalidTexture, "square"),
+    "partial blocks": (bc7(size=(14, 16)), UnsupportedTexture, "14 × 16"),
+    "array of volumes": (bc7(depth=4, layers=2), UnsupportedTexture, "array of 3D"),
+    "1D": (bc7(size=(16, 0)), UnsupportedTexture, "1D"),
+    "without the feature": (
+        ktx2("astc-4x4-unorm", (4, 4), [bytes(16)]),
+        UnsupportedTexture,
+        "texture-compression-astc",
+    ),
+    "too large": (ktx2("r8unorm", (32768, 1), [bytes(32768)]), UnsupportedTexture, "max-texture-dimension-2d"),
+    "cut off": (bc7()[:-1], InvalidTexture, "the file ends at"),
+    "partial cube": (
+        dds(b"DXT1", (4, 4), [bytes(48)], cube=True).replace(b"\0\xfe\0\0", b"\0\x06\0\0"),
+        UnsupportedTexture,
+        "six faces",
+    ),
+    "unknown FourCC": (dds(b"PVR4", (4, 4), [bytes(8)]), UnsupportedTexture, "PVR4"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+async def test_a_refusal_says_why_and_leaves_the_ring_untouched(
+    case: str, open_ring: Any, own_device: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, error, message = REFUSED[case]
+    on = wgpu_device_with_bc(own_device)
+    created: list[Any] = []
+    monkeypatch.setattr(type(on), "create_texture", lambda *a, **k: created.append(k))
+    ring = await open_ring(on)
+    before = ring.stats_nowait()
+    with pytest.raises(error, match=message):
+        await textures.load(ring, file)
+    assert ring.stats_nowait() == before
+    assert created == []
+
+
+def wgpu_device_with_bc(device: Any) -> Any:
+    return device.adapter.request_device_sync(required_features=["texture-compression-bc"])
+
+
+async def test_zstd_without_a_package_for_it_is_refused_by_name(
+    open_ring: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = bc7(scheme=2)
+    ring = await open_ring()
+    monkeypatch.setitem(sys.modules, "zstandard", None)
+    monkeypatch.setitem(sys.modules, "compression", None)
+    before = ring.stats_nowait()
+    with pytest.raises(UnsupportedTexture, match="zstandard"):
+        await textures.load(ring, file)
+    assert ring.stats_nowait() == before
+
+
+async def test_a_basis_universal_payload_goes_through_pyktx_where_that_is_installed(
+    open_ring: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """pyktx has no wheels, so this is a stand-in with the calls of its KtxTexture2."""
+    transcoded = bc7()
+
+    class KtxTexture2:
+        @staticmethod
+        def create_from_named_file(name: str) -> KtxTexture2:
+            assert Path(name).read_bytes() == file
+            return KtxTexture2()
+
+        def transcode_basis(self, target: str) -> None:
+            self.target = target
+
+        def write_to_memory(self) -> bytes:
+            assert self.target == "bc7"
+            return transcoded
+
+    stand_in: Any = types.ModuleType("pyktx")
+    stand_in.KtxTexture2, stand_in.KtxError = KtxTexture2, OSError
+    stand_in.KtxTranscodeFmt = {"BC7_RGBA": "bc7", "ETC2_RGBA": "etc2", "ASTC_4x4_RGBA": "astc"}
+    monkeypatch.setitem(sys.modules, "pyktx", stand_in)
+    monkeypatch.setattr("aiostage.textures.basis.is_available", lambda: True)
+    file = bc7(format=0, color_model=166)
+    stream = await textures.load(await open_ring(), file, usage=wgpu.TextureUsage.COPY_SRC)
+    await stream.fence
+    assert [level.tobytes() for level in read_texture(stream.texture)] == unpacked(transcoded)
+
+
+def test_support_lists_what_the_device_has_features_for(device: Any) -> None:
+    found = textures.support(device)
+    assert "rgba8unorm" in found
+    assert ("bc7-rgba-unorm" in found) == ("texture-compression-bc" in device.features)
+    assert ("astc-4x4-unorm" in found) == ("texture-compression-astc" in device.features)
+
+
+@pytest.mark.parametrize("write", [bc7, lambda: dds("bc7-rgba-unorm", (16, 16), chain("bc7-rgba-unorm", (16, 16), 3))])
+def test_a_file_cut_off_anywhere_is_refused(write: Any) -> None:
+    file = write()
+    for length in range(len(file)):
+        with pytest.raises(InvalidTexture):
+            textures.inspect(file[:length])
+
+
+@pytest.mark.parametrize("scheme", [2, 3])
+def test_a_bomb_is_not_unpacked(scheme: int) -> None:
+    """A level that unpacks to 64 MiB where its extents give 256 bytes."""
+    file = bytearray(ktx2("bc7-rgba-unorm", (16, 16), [bytes(64 << 20)], scheme=scheme))
+    struct.pack_into("<Q", file, 80 + 16, 256)
+    info = textures.inspect(file)
+    tracemalloc.start()
+    with pytest.raises(InvalidTexture, match="more than 256"):
+        read_level(Source(file), info, 0)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1 << 20
+
+
+def test_10000_mutated_files_are_read_or_refused() -> None:
+    """Flipped, overwritten, cut and stretched bytes, most of them in the headers: no other exception, no large memory."""
+    rng, started = random.Random(20), time.monotonic()
+    seeds = [bc7(scheme=scheme) for scheme in (0, 2, 3)]
+    seeds += [ktx2("bc1-rgba-unorm", (8, 8), chain("bc1-rgba-unorm", (8, 8), 4, 12), faces=6, layers=2)]
+    seeds += [dds("bc7-rgba-unorm", (16, 16), chain("bc7-rgba-unorm", (16, 16), 3, 6), cube=True)]
+    seeds += [dds(b"DXT5", (16, 16), chain("bc3-rgba-unorm", (16, 16), 5)), bc7(format=0, color_model=166)]
+    outcomes = {"read": 0, "refused": 0}
+    tracemalloc.start()
+    for number in range(10_000):
+        try:
+            unpacked(mutated(rng, seeds[number % len(seeds)]))
+            outcomes["read"] += 1
+        except REFUSALS as error:
+            assert str(error)
+            outcomes["refused"] += 1
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert min(outcomes.values()) > 500, outcomes
+    assert peak < 16 << 20
+    assert time.monotonic() - started < 60
+
+
+def mutated(rng: random.Random, seed: bytes) -> bytes:
+    file = bytearray(seed)
+    for _ in range(rng.randint(1, 4)):
+        at = rng.randrange(min(len(file), rng.choice([160, len(file)])))
+        match rng.randrange(5):
+            case 0:
+                file[at] ^= 1 << rng.randrange(8)
+            case 1:
+                file[at] = rng.choice([0, 1, 6, 0x7F, 0x80, 0xFF])
+            case 2:
+                word = rng.choice([0, 1, 0xFFFF, 0x7FFFFFFF, 0xFFFFFFFF])
+                file[at & ~3 : (at & ~3) + 4] = word.to_bytes(4, "little")
+            case 3 if len(file) > 200 and rng.random() < 0.3:
+                del file[rng.randrange(100, len(file)) :]
+            case _:
+                file[at:at] = rng.randbytes(rng.randint(1, 3)) if rng.random() < 0.2 else b""
+    return bytes(file)
