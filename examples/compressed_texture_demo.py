@@ -154,7 +154,7 @@ def compose(rows: list[tuple[str, list[np.ndarray], list[int]]]) -> Image.Image:
     for column, (level, nbytes) in enumerate(zip(SHOWN, rows[0][2], strict=True)):
         size = f"{nbytes / 1024:.1f} KiB" if nbytes < 10240 else f"{nbytes / 1024:.0f} KiB"
         left = gap + column * (TILE + gap)
-        draw.text((left, 52), f"level {level}: {SIDE >> level} × {SIDE >> level}", "#9fd0ff", plain)
+        draw.text((left, 52), f"level {level}: {SIDE >> level} x {SIDE >> level}", "#9fd0ff", plain)
         draw.text((left, 72), f"after {size}", "#8a94a3", plain)
     for number, (caption, tiles, _) in enumerate(rows):
         top = head + number * (line + TILE + gap)
