@@ -173,13 +173,21 @@ def resolve_region(destination: Mapping[str, Any], size: Any, owner: Any) -> Tex
 
     :raises InvalidCopy: for a usage, format, aspect, mip level, origin or size that WebGPU would refuse.
     """
-    texture, mip_level, origin, aspect, block = resolve_destination(destination, owner)
+    return region_of(resolve_destination(destination, owner), size)
+
+
+def region_of(destination: Destination, size: Any) -> TextureRegion:
+    """The region of `size` texels of a resolved destination. :raises InvalidCopy:"""
+    texture, mip_level, origin, aspect, block = destination
     region = TextureRegion(texture, mip_level, aspect, origin, _triple(size, "size", _EXTENT_KEYS, 1), block)
     _check_region(region)
     return region
 
 
-def resolve_destination(destination: Mapping[str, Any], owner: Any) -> tuple[Any, int, Triple, str, TexelBlock]:
+Destination = tuple[Any, int, Triple, str, TexelBlock]
+
+
+def resolve_destination(destination: Mapping[str, Any], owner: Any) -> Destination:
     """(texture, mip level, origin, aspect, texel block) of wgpu's `destination` dict, without a size yet."""
     given: Any = destination
     if not isinstance(given, Mapping):
@@ -285,6 +293,8 @@ def _triple(value: Any, name: str, keys: Sequence[str], default: int) -> Triple:
 
 
 def _count(value: Any, name: str) -> int:
+    if type(value) is int and 0 <= value <= 0xFFFFFFFF:  # nearly always
+        return value
     try:
         number = int(value)
     except (TypeError, ValueError):

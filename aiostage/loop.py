@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import operator
 import sys
 from collections import deque
@@ -31,6 +30,8 @@ class LoopPort:
             self.current_task: Callable[[], Any] = trio.lowlevel.current_task
             self.name_of: Callable[[Any], str] = operator.attrgetter("name")
         else:
+            import asyncio  # takes longer than all of this library, and a program on trio has no use for it
+
             try:
                 self._here = asyncio.get_running_loop()
             except RuntimeError:

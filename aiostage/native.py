@@ -251,7 +251,7 @@ class WgpuNative:
 
     def is_host_cached(self, wanted: bool | None) -> bool:
         # Without that feature MAP_WRITE memory is all there is. On a CPU adapter it is ordinary memory; elsewhere it
-        # is write-combined on the devices that were measured.
+        # is write-combined on the devices that were measured, which many threads fill more slowly.
         if self.submit_blocks:
             return True
         available = "mappable-primary-buffers" in self.device.features
@@ -260,7 +260,7 @@ class WgpuNative:
                 "host_cached=True needs a device with the feature 'mappable-primary-buffers' "
                 "(adapter.request_device_sync(required_features=['mappable-primary-buffers']))"
             )
-        return bool(wanted)
+        return available if wanted is None else wanted
 
     def create_staging_buffer(self, size: int, host_cached: bool) -> Any:
         mode = wgpu.BufferUsage.MAP_READ if self._is_read_mapped(host_cached) else wgpu.BufferUsage.MAP_WRITE

@@ -54,6 +54,9 @@ from .workers import Workers
 logger = logging.getLogger("aiostage")
 
 
+_MANY_CORES = 8
+
+
 class _Waiter:
     """Somebody suspended until there is a place; it is handed over, not looked for again."""
 
@@ -96,12 +99,14 @@ class StagingRing:
     """A ring of mapped staging buffers that coroutines stream to the GPU through.
 
     :param device: a wgpu.GPUDevice.
-    :param ring_count: number of staging buffers. One works, without overlap of writing and copying.
-    :param buffer_size: bytes in each, a multiple of 4. Larger uploads are split.
+    :param ring_count: number of staging buffers. One works, without overlap of writing and copying. By default 3; on a
+        GPU with eight processor cores or more as many as fit in half of what is left of the budget, 16 at most.
+    :param buffer_size: bytes in each, a multiple of 4. Larger uploads are split. By default 8 MiB, or 16 MiB on such a
+        machine (docs/performance.md has the measurements).
     :param budget: shared limit on staging memory; by default 512 MiB for all rings of the device.
     :param strict_views: tolerate no view at all of an allocation's memory at commit, not even a read-only one.
     :param host_cached: staging memory that can be read as fast as it is written, or ValueError where the device has
-        none. By default whatever is fastest to write; `ring.host_cached` says what it is.
+        none. By default where the device has it; `ring.host_cached` says what it is.
     :param stall_timeout: seconds until an allocation that only open allocations hold up raises StallTimeout.
     :param fence_timeout: seconds until one that waits for the GPU raises FenceTimeout; None waits on.
     :param threads: threads that copy uploads; by default one for each core, at most 12.
@@ -113,8 +118,8 @@ class StagingRing:
     def __init__(
         self,
         device: Any,
-        ring_count: int = 3,
-        buffer_size: int = 8 * MiB,
+        ring_count: int | None = None,
+        buffer_size: int | None = None,
         *,
         budget: MemoryBudget | None = None,
         strict_views: bool = False,
@@ -125,10 +130,12 @@ class StagingRing:
         inline_size: int = 256 * 1024,
     ) -> None:
         self.device = device
-        self.ring_count = _positive(ring_count, "ring_count")
-        self.buffer_size = _positive(buffer_size, "buffer_size")
-        if buffer_size % 4:
+        self._chosen = ring_count, buffer_size  # None: `open` chooses
+        self.ring_count = 3 if ring_count is None else _positive(ring_count, "ring_count")
+        self.buffer_size = 8 * MiB if buffer_size is None else _positive(buffer_size, "buffer_size")
+        if self.buffer_size % 4:
             raise ValueError(f"buffer_size must be a multiple of 4, not {buffer_size}")
+        self.frames_in_flight = self.ring_count  # three by default, however many buffers there are: latency
         self._budget = budget
         self._strict_views = strict_views
         self._host_cached = host_cached
@@ -166,13 +173,14 @@ class StagingRing:
         self._tracker = FenceTracker.shared(self.device)
         self._native: Native = self._tracker.native
         self._port = self._tracker.port
+        self._budget = self._budget or default_budget(self._native)
         try:
+            self._choose_size(self._budget)
             if self.buffer_size > self._native.max_buffer_size:
                 raise ValueError(
                     f"buffer_size {self.buffer_size} exceeds the device's limit of {self._native.max_buffer_size} bytes"
                 )
             self.host_cached = self._native.is_host_cached(self._host_cached)
-            self._budget = self._budget or default_budget(self._native)
             self._budget.reserve(self.ring_count * self.buffer_size)
         except BaseException:
             self._tracker.close()
@@ -367,7 +375,7 @@ class StagingRing:
     def frame(self) -> uploads.Frame:
         """One frame of a loop: uploads, then `frame.encoder`, in one submit when the `async with` block ends.
 
-        Entering waits while `ring_count` frames are in flight.
+        Entering waits while `frames_in_flight` frames (`ring_count`, or three if none was given) are in flight.
         """
         return uploads.Frame(self)
 
@@ -829,6 +837,17 @@ class StagingRing:
         self._notify()
 
     # -- ending --
+
+    def _choose_size(self, budget: MemoryBudget) -> None:
+        """Many cores fill many buffers at a time, and large ones take fewer submits. Not all of the budget, for others'
+        rings."""
+        ring_count, buffer_size = self._chosen
+        if self._native.submit_blocks or (os.cpu_count() or 1) < _MANY_CORES:
+            return
+        if buffer_size is None:
+            self.buffer_size = min(16 * MiB, self._native.max_buffer_size)
+        if ring_count is None:
+            self.ring_count = max(3, min(16, budget.available // 2 // self.buffer_size))
 
     def _create_buffers(self) -> None:
         """Create and warm up; in a thread, because the first mapping of a buffer fills it with zeros."""

@@ -25,8 +25,8 @@ from .copies import (
     footprint,
     mip_extent,
     pop_layout,
+    region_of,
     resolve_destination,
-    resolve_region,
     whole,
 )
 from .errors import AllocationClosed, AllocationTooLarge, InvalidCopy
@@ -156,7 +156,7 @@ class Frame(Batch):
     async def __aenter__(self) -> Frame:
         frames = self._ring._frames
         self._ring._check()
-        while frames and (len(frames) >= self._ring.ring_count or frames[0].done()):
+        while frames and (len(frames) >= self._ring.frames_in_flight or frames[0].done()):
             if not frames[0].done():
                 await frames[0]
             if frames and frames[0].done():
@@ -333,14 +333,15 @@ def from_texels(
 ) -> Iterator[Piece]:
     """Pieces of texel rows, padded as they are copied. :raises InvalidCopy:"""
     array = as_array(data)
+    resolved = resolve_destination(destination, ring._native)
     if size is None:
         if data_layout is not None:
             raise InvalidCopy("size is needed with a data_layout; without either, both follow from the data's shape")
-        texture, mip_level, origin, _, block = resolve_destination(destination, ring._native)
+        texture, mip_level, origin, _, block = resolved
         blocks, size = _infer(array, texture, mip_level, origin, block)
-        region = resolve_region(destination, size, ring._native)
+        region = region_of(resolved, size)
     else:
-        region = resolve_region(destination, size, ring._native)
+        region = region_of(resolved, size)
         blocks = _lay_out(array, data_layout or {}, region)
     if region.is_empty:
         return iter(())

@@ -8,7 +8,7 @@ import importlib
 
 from . import machine
 
-NAMES = ("fences", "throughput")
+NAMES = ("fences", "costs", "throughput", "textures")
 
 
 def main() -> None:

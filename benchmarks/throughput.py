@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -25,14 +26,16 @@ Upload = Callable[[Any, "np.ndarray[Any, Any]"], Awaitable[Any]]
 class Peers:
     """The ways to get an array into a GPUBuffer. Each uploads one array and returns when the data may be reused."""
 
+    names = ("write_buffer on the loop", "write_buffer in threads")
+
     def __init__(self, device: wgpu.GPUDevice, ring: aiostage.StagingRing) -> None:
         self.device = device
         self.ring = ring
         self.threads = ThreadPoolExecutor(COROUTINES)
         self.ways: dict[str, Upload] = {
             "aiostage": self.through_ring,
-            "write_buffer on the loop": self.on_loop,
-            "write_buffer in threads": self.in_threads,
+            self.names[0]: self.on_loop,
+            self.names[1]: self.in_threads,
         }
 
     async def through_ring(self, target: Any, data: Any) -> None:
@@ -59,11 +62,12 @@ async def run(device: wgpu.GPUDevice, quick: bool) -> dict[str, Any]:
         figures["ring"] = {"ring_count": ring.ring_count, "buffer_size": ring.buffer_size, "threads": ring._threads}
         for size in sizes:
             peers = Peers(device, ring)
+            make = partial(device.create_buffer, size=size, usage=wgpu.BufferUsage.COPY_DST)
             sources = make_sources(size)
             results: dict[str, Any] = {name: {"rates": [], "lags": []} for name in peers.ways}
             for _ in range(rounds):
                 for name, upload in peers.ways.items():
-                    rate, lags = await measure(device, upload, size, sources, seconds)
+                    rate, lags = await measure(device, upload, make, sources, seconds)
                     results[name]["rates"].append(rate)
                     results[name]["lags"] += lags
                 rate = torch_rate(sources, seconds / 2)
@@ -83,11 +87,10 @@ def make_sources(size: int) -> list[Any]:
 
 
 async def measure(
-    device: wgpu.GPUDevice, upload: Upload, size: int, sources: list[Any], seconds: float
+    device: wgpu.GPUDevice, upload: Upload, make_target: Callable[[], Any], sources: list[Any], seconds: float
 ) -> tuple[float, list[float]]:
     """GB/s of `COROUTINES` coroutines uploading for `seconds`, GPU copies included, and the loop's lags in seconds."""
-    usage = wgpu.BufferUsage.COPY_DST
-    targets = [device.create_buffer(size=size, usage=usage) for _ in range(COROUTINES)]
+    targets = [make_target() for _ in range(COROUTINES)]
     done = 0
 
     async def stream(index: int) -> None:
@@ -96,7 +99,7 @@ async def measure(
         while time.perf_counter() < end:
             await upload(targets[index], sources[turn % len(sources)])
             turn += COROUTINES
-            done += size
+            done += sources[0].nbytes
 
     end = time.perf_counter() + seconds / 5  # warm-up
     await asyncio.gather(*(stream(i) for i in range(COROUTINES)))
@@ -169,4 +172,4 @@ def show(figures: dict[str, Any]) -> None:
             lags = [f"{lag[p]:.2f}" for p in ("p50", "p99", "max")] if lag else ["", "", ""]
             rows.append([name, f"{rate:.2f}", f"{ours / rate:.2f}", *lags])
         header = ("way", "GB/s", "aiostage is ×", "lag p50 ms", "p99", "max")
-        print_table(f"{size} arrays, {COROUTINES} coroutines", rows, header)
+        print_table(f"{size}, {COROUTINES} coroutines", rows, header)

@@ -1,0 +1,296 @@
+"""What an upload costs beside the copying: CPU, waiting in line, resident memory, import time (P1, P3, P6 to P10)."""
+
+from __future__ import annotations
+
+import asyncio
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any
+
+import numpy as np
+import psutil
+import wgpu
+
+import aiostage
+from aiostage import uploads
+
+from .machine import print_table, spread
+
+MiB = aiostage.MiB
+UPLOAD = 100_000_000 // 4 * 4
+
+TARGETS = {
+    "P1": "<= 0.3 ms at 3 × 32 MiB, <= 2 ms at 3 × 1 MiB (GPU machine)",
+    "P3": ">= 0.95 ×",
+    "P6": ">= 5 × faster, both",
+    "P7": "<= 3 µs",
+    "P8": "within 1.5 × of the 10-coroutine figure",
+    "P9": "+0 after warm-up",
+    "P10": "<= 20 ms",
+}
+
+
+async def run(device: wgpu.GPUDevice, quick: bool) -> dict[str, Any]:
+    """All figures, in the units that their names say."""
+    rounds = 20 if quick else 100
+    figures = {
+        "P1_overhead_ms": {f"3 x {size} MiB": await overhead(device, size * MiB, rounds) for size in (32, 1)},
+        "P3_zero_copy_GB_s": await zero_copy(device, 0.5 if quick else 2.0),
+        "P6_small_write_us": await small_writes(device, 3 if quick else 10),
+        "P7_allocate_commit_us": await allocate_and_commit(device, 20 if quick else 100),
+        "P8_grant_us": await grants(device, 3 if quick else 7),
+        "P9_resident_MiB": await resident(device, 2_000 if quick else 10_000),
+        "P10_import_ms": import_time(5 if quick else 15),
+    }
+    show(figures)
+    return figures
+
+
+async def overhead(device: wgpu.GPUDevice, buffer_size: int, rounds: int) -> dict[str, float]:
+    """CPU of all threads, ms, for an upload of 100 MB whose pieces take no time to write."""
+    target = device.create_buffer(size=UPLOAD, usage=wgpu.BufferUsage.COPY_DST)
+    data = np.zeros(UPLOAD, np.uint8)
+    used = []
+    async with aiostage.StagingRing(device, 3, buffer_size) as ring:
+        for _ in range(rounds + 3):
+            await ring._tracker.wait_all()
+            await asyncio.sleep(0.002)
+            started = time.process_time()
+            fence = await uploads.write_now(ring, unwritten(uploads.from_buffer(ring, target, 0, data, 0, None)))
+            used.append(time.process_time() - started)
+            await fence
+    target.destroy()
+    return spread(used[3:], 1e3)
+
+
+def unwritten(pieces: Iterator[uploads.Piece]) -> Iterator[uploads.Piece]:
+    for piece in pieces:
+        yield piece._replace(fill=lambda memory: None)
+
+
+async def zero_copy(device: wgpu.GPUDevice, seconds: float) -> dict[str, float]:
+    """GB/s of 12 threads that fill slots, and of the same threads copying into buffers that stay mapped."""
+    size, threads = 8 * MiB, 12
+    data = np.ones(size, np.uint8)
+    target = device.create_buffer(size=size, usage=wgpu.BufferUsage.COPY_DST)
+    rates: dict[str, list[float]] = {"slots": [], "mapped memory": []}
+    pool = ThreadPoolExecutor(threads)
+    loop = asyncio.get_running_loop()
+    async with aiostage.StagingRing(device, 20, size) as ring:
+        buffers = [ring._native.create_staging_buffer(size, ring.host_cached) for _ in range(threads)]
+        memories = [
+            np.frombuffer(aiostage.native.export(ring._native.address(b), size, lambda _: None), np.uint8)
+            for b in buffers
+        ]
+
+        async def into_slot(index: int) -> None:
+            slot = await ring.allocate(size)
+            with slot:
+                await loop.run_in_executor(pool, np.copyto, slot.array(np.uint8, (size,)), data)
+                slot.copy_to_buffer(target, 0)
+            await ring.submit()
+
+        async def into_mapped(index: int) -> None:
+            await loop.run_in_executor(pool, np.copyto, memories[index], data)
+
+        for _ in range(3):
+            for name, way in (("slots", into_slot), ("mapped memory", into_mapped)):
+                rates[name].append(await rate(way, threads, size, seconds / 3))
+        memories.clear()
+        for buffer in buffers:
+            ring._native.destroy(buffer)
+    return {name: round(statistics.median(values), 2) for name, values in rates.items()}
+
+
+async def rate(way: Callable[[int], Awaitable[None]], coroutines: int, size: int, seconds: float) -> float:
+    """GB/s of that many coroutines that each do `way` again and again."""
+    done = 0
+
+    async def repeat(index: int) -> None:
+        nonlocal done
+        while time.perf_counter() < end:
+            await way(index)
+            done += size
+
+    started = time.perf_counter()
+    end = started + seconds
+    await asyncio.gather(*(repeat(index) for index in range(coroutines)))
+    return done / (time.perf_counter() - started) / 1e9
+
+
+async def small_writes(device: wgpu.GPUDevice, rounds: int) -> dict[str, Any]:
+    """CPU of all threads per write, µs, a thousand to a batch and submit."""
+    count = 1000
+    usage = wgpu.BufferUsage.COPY_DST
+    buffer = device.create_buffer(size=64 * count, usage=usage)
+    texture = device.create_texture(size=(2048, 2048), format="rgba8unorm", usage=wgpu.TextureUsage.COPY_DST)
+    data, image = np.ones(64, np.uint8), np.ones((64, 64, 4), np.uint8)
+    places = [{"texture": texture, "origin": (64 * (i % 32), 64 * (i // 32), 0)} for i in range(count)]
+    layout, size = {"bytes_per_row": 256, "rows_per_image": 64}, (64, 64, 1)
+    queue = device.queue
+    used: dict[str, list[float]] = {name: [] for name in ("buffer", "write_buffer", "texture", "write_texture")}
+    async with aiostage.StagingRing(device, 3, 32 * MiB) as ring:
+        for _ in range(rounds):
+            async with measured(used["buffer"], count, ring), ring.batch() as batch:
+                for i in range(count):
+                    await batch.write_buffer(buffer, 64 * i, data)
+            async with measured(used["write_buffer"], count, ring):
+                for i in range(count):
+                    queue.write_buffer(buffer, 64 * i, data)
+                queue.submit([])
+            async with measured(used["texture"], count, ring), ring.batch() as batch:
+                for place in places:
+                    await batch.write_texture(place, image)
+            async with measured(used["write_texture"], count, ring):
+                for place in places:
+                    queue.write_texture(place, image, layout, size)
+                queue.submit([])
+    return {name: spread(values, 1e6) for name, values in used.items()}
+
+
+class measured:
+    """Appends the CPU seconds of one write to `used`; ends once the GPU is idle, which is not counted."""
+
+    def __init__(self, used: list[float], count: int, ring: aiostage.StagingRing) -> None:
+        self._used, self._count, self._ring = used, count, ring
+
+    async def __aenter__(self) -> None:
+        self._started = time.thread_time()
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        self._used.append((time.thread_time() - self._started) / self._count)
+        await self._ring._tracker.insert()
+
+
+async def allocate_and_commit(device: wgpu.GPUDevice, rounds: int) -> dict[str, float]:
+    """µs for `allocate_nowait` and `commit` of 64 B."""
+    used, count = [], 1000
+    async with aiostage.StagingRing(device, 3, MiB) as ring:
+        for _ in range(rounds):
+            slots = []
+            started = time.perf_counter()
+            for _ in range(count):
+                slot = ring.allocate_nowait(64)
+                slot.commit()
+                slots.append(slot)
+            used.append((time.perf_counter() - started) / count)
+            await ring.submit()
+            await ring._tracker.wait_all()
+    return spread(used, 1e6)
+
+
+async def grants(device: wgpu.GPUDevice, rounds: int) -> dict[str, Any]:
+    """CPU per grant, µs, with that many coroutines in line for a whole buffer each."""
+    figures = {}
+    async with aiostage.StagingRing(device, 3, MiB) as ring:
+        for waiting in (10, 1_000, 10_000):
+            used = []
+            for _ in range(rounds * (20 if waiting == 10 else 1)):
+                held = [await ring.allocate(MiB) for _ in range(3)]
+                tasks = [asyncio.create_task(take(ring)) for _ in range(waiting)]
+                await asyncio.sleep(0)
+                started = time.thread_time()
+                for slot in held:
+                    slot.abandon()
+                await asyncio.gather(*tasks)
+                used.append((time.thread_time() - started) / waiting)
+            figures[str(waiting)] = spread(used, 1e6)
+    return figures
+
+
+async def take(ring: aiostage.StagingRing) -> None:
+    (await ring.allocate(MiB)).abandon()
+
+
+async def resident(device: wgpu.GPUDevice, megabytes: int) -> dict[str, float]:
+    """Growth of resident memory, MiB: while that much streams through the ring, and by 20 × 16 MB unsubmitted."""
+    process, size = psutil.Process(), 16_000_000
+    data = np.ones(size, np.uint8)
+    target = device.create_buffer(size=size, usage=wgpu.BufferUsage.COPY_DST)
+    async with aiostage.StagingRing(device, 3, 8 * MiB) as ring:
+        for _ in range(20):
+            await ring.write_buffer(target, 0, data)
+        before = process.memory_info().rss
+        for _ in range(megabytes // 16):
+            await ring.write_buffer(target, 0, data)
+        through_ring = process.memory_info().rss - before
+    before = process.memory_info().rss
+    for _ in range(20):
+        device.queue.write_buffer(target, 0, data)
+    unsubmitted = process.memory_info().rss - before
+    device.queue.submit([])
+    device._poll_wait()
+    return {"aiostage": round(through_ring / MiB, 2), "write_buffer unsubmitted": round(unsubmitted / MiB, 2)}
+
+
+def import_time(rounds: int) -> dict[str, float]:
+    """ms of `import aiostage` after what it stands on was imported."""
+    code = "import time, wgpu, numpy, anyio; t = time.perf_counter(); import aiostage; print(time.perf_counter() - t)"
+    command = partial(subprocess.run, [sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    return spread([float(command().stdout) for _ in range(rounds)], 1e3)
+
+
+def rows(figures: dict[str, Any]) -> list[tuple[str, str, str, str, str]]:
+    """(target's number, what, target, measured, peer), for the report too."""
+    overhead, slots, small = figures["P1_overhead_ms"], figures["P3_zero_copy_GB_s"], figures["P6_small_write_us"]
+    grant, memory = figures["P8_grant_us"], figures["P9_resident_MiB"]
+    ratios = [
+        small[peer]["p50"] / small[ours]["p50"]
+        for ours, peer in (("buffer", "write_buffer"), ("texture", "write_texture"))
+    ]
+    return [
+        (
+            "P1",
+            "CPU beside copying, 100 MB",
+            TARGETS["P1"],
+            ", ".join(f"{at['p50']:.2f} ms at {size}" for size, at in overhead.items()),
+            "–",
+        ),
+        (
+            "P3",
+            "12 threads fill slots of 8 MiB",
+            TARGETS["P3"],
+            f"{slots['slots']} GB/s: {slots['slots'] / slots['mapped memory']:.2f} ×",
+            f"{slots['mapped memory']} GB/s",
+        ),
+        (
+            "P6",
+            "64 B to a buffer, in a batch",
+            TARGETS["P6"],
+            f"{small['buffer']['p50']:.1f} µs: {ratios[0]:.2f} ×",
+            f"{small['write_buffer']['p50']:.1f} µs",
+        ),
+        (
+            "P6",
+            "64 × 64 RGBA8 to a texture, in a batch",
+            TARGETS["P6"],
+            f"{small['texture']['p50']:.1f} µs: {ratios[1]:.2f} ×",
+            f"{small['write_texture']['p50']:.1f} µs",
+        ),
+        ("P7", "allocate_nowait + commit", TARGETS["P7"], f"{figures['P7_allocate_commit_us']['p50']:.2f} µs", "–"),
+        (
+            "P8",
+            "per grant, 10 / 1,000 / 10,000 waiting",
+            TARGETS["P8"],
+            " / ".join(f"{at['p50']:.1f} µs" for at in grant.values())
+            + f": {grant['10000']['p50'] / grant['10']['p50']:.2f} ×",
+            "–",
+        ),
+        (
+            "P9",
+            "growth of resident memory",
+            TARGETS["P9"],
+            f"{memory['aiostage']:+.1f} MiB",
+            f"{memory['write_buffer unsubmitted']:+.1f} MiB for 20 × 16 MB",
+        ),
+        ("P10", "import aiostage", TARGETS["P10"], f"{figures['P10_import_ms']['p50']:.1f} ms", "–"),
+    ]
+
+
+def show(figures: dict[str, Any]) -> None:
+    print_table("Costs", rows(figures), ("", "what", "target", "aiostage", "peer"))
