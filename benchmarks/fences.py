@@ -165,7 +165,10 @@ async def bare_wake_up(device: wgpu.GPUDevice, work: GpuWork, rounds: int) -> di
     return compare(awaited, blocking)
 
 
-def show(figures: dict[str, Any]) -> None:
+HEADER = ("what", "target", "aiostage", "bare wgpu-py")
+
+
+def rows(figures: dict[str, Any]) -> list[tuple[str, ...]]:
     late = figures["wake_up_ms"]["late"]
     measured = [f"{late['p50']:.3f} ms", f"{late['p99']:.3f} ms"]
     submit = figures.get("submit_ms")
@@ -175,6 +178,9 @@ def show(figures: dict[str, Any]) -> None:
     measured.append(f"{figures['idle_polls_per_s']:g}")
     bare = [f"{figures['bare_sleep_1ms_wake_up_ms']['late'][p]:.3f} ms" for p in ("p50", "p99")]
     bare_submit = figures.get("bare_submit_ms")
-    bare += [f"{bare_submit['p50']:.3f} ms" if bare_submit else "", "raises TypeError", "", ""]
-    rows = list(zip(TARGETS, TARGETS.values(), measured, bare, strict=True))
-    print_table("Fences", rows, ("what", "target", "aiostage", "bare wgpu-py"))
+    bare += [f"{bare_submit['p50']:.3f} ms" if bare_submit else "–", "raises TypeError", "–", "–"]
+    return list(zip(TARGETS, TARGETS.values(), measured, bare, strict=True))
+
+
+def show(figures: dict[str, Any]) -> None:
+    print_table("Fences", rows(figures), HEADER)

@@ -107,10 +107,17 @@ async def pace(device: wgpu.GPUDevice, draw: Callable[[], Awaitable[None]], coun
     return {"frame_ms": spread(times, 1e3), "lag_ms": spread(lags, 1e3), "missed": missed, "frames": count}
 
 
-def show_frames(figures: dict[str, Any]) -> None:
-    rows = []
+FRAMES_HEADER = ("way", "frame ms p50", "p99", "loop lag p99", "max", "missed")
+
+
+def frame_rows(figures: dict[str, Any]) -> list[tuple[str, ...]]:
+    table = []
     for name, at in figures.items():
         frame, lag = at["frame_ms"], at["lag_ms"]
         cells = [f"{figure:.1f}" for figure in (frame["p50"], frame["p99"], lag["p99"], lag["max"])]
-        rows.append([name, *cells, f"{at['missed']} of {at['frames'] + at['missed']}"])
-    print_table(f"198 MB a frame at {FPS} fps", rows, ("way", "frame ms p50", "p99", "loop lag p99", "max", "missed"))
+        table.append((name, *cells, f"{at['missed']} of {at['frames'] + at['missed']}"))
+    return table
+
+
+def show_frames(figures: dict[str, Any]) -> None:
+    print_table(f"198 MB a frame at {FPS} fps", frame_rows(figures), FRAMES_HEADER)

@@ -161,15 +161,21 @@ def summarise(results: dict[str, Any]) -> dict[str, Any]:
     return figures
 
 
+HEADER = ("way", "GB/s", "aiostage is ×", "lag p50 ms", "p99", "max")
+
+
+def rows(ways: dict[str, Any]) -> list[tuple[str, ...]]:
+    """Of the ways at one size."""
+    ours = ways["aiostage"]["GB/s"]["p50"]
+    table = []
+    for name, result in ways.items():
+        rate, lag = result["GB/s"]["p50"], result.get("lag_ms")
+        lags = [f"{lag[p]:.2f}" for p in ("p50", "p99", "max")] if lag else ["–"] * 3
+        table.append((name, f"{rate:.2f}", f"{ours / rate:.2f}", *lags))
+    return table
+
+
 def show(figures: dict[str, Any]) -> None:
     for size, ways in figures.items():
-        if size == "ring":
-            continue
-        ours = ways["aiostage"]["GB/s"]["p50"]
-        rows = []
-        for name, result in ways.items():
-            rate, lag = result["GB/s"]["p50"], result.get("lag_ms")
-            lags = [f"{lag[p]:.2f}" for p in ("p50", "p99", "max")] if lag else ["", "", ""]
-            rows.append([name, f"{rate:.2f}", f"{ours / rate:.2f}", *lags])
-        header = ("way", "GB/s", "aiostage is ×", "lag p50 ms", "p99", "max")
-        print_table(f"{size}, {COROUTINES} coroutines", rows, header)
+        if "aiostage" in ways:
+            print_table(f"{size}, {COROUTINES} coroutines", rows(ways), HEADER)

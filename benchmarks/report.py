@@ -1,0 +1,90 @@
+"""`python -m benchmarks.report`: write docs/performance.md's tables, and its plots, from the JSON in results/."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from . import costs, fences, textures, throughput
+from .machine import RESULTS
+
+PAGE = RESULTS.parent.parent / "docs" / "performance.md"
+BEGIN, END = "<!-- figures: written by python -m benchmarks.report -->", "<!-- end of figures -->"
+MACHINES = {"h100": "H100", "llvmpipe": "llvmpipe"}
+
+
+def main() -> None:
+    PAGE.write_text(page(PAGE.read_text()))
+    for machine in MACHINES:
+        plot(machine)
+
+
+def page(text: str) -> str:
+    """`text` with the tables of today's JSON between its marks."""
+    before, rest = text.split(BEGIN)
+    return before + BEGIN + "\n\n" + "\n".join(sections()) + END + rest.split(END)[1]
+
+
+def sections() -> Iterator[str]:
+    for machine, title in MACHINES.items():
+        about = load(machine, "throughput")["machine"]
+        yield f"## {title}\n"
+        yield f"{about['adapter']}, driver {about['driver']}, {about['cores']} cores, Python {about['python']}, "
+        yield f"wgpu {about['wgpu']}, {about['date']}.\n"
+        yield f"### Fences (`{machine}-fences.json`)\n"
+        yield table(fences.HEADER, fences.rows(load(machine, "fences")["figures"]))
+        yield f"### Costs (`{machine}-costs.json`)\n"
+        yield table(costs.HEADER, costs.rows(load(machine, "costs")["figures"]))
+        for kind in ("throughput", "throughput-uvloop"):
+            if (RESULTS / f"{machine}-{kind}.json").exists():
+                yield from rates(machine, kind)
+        yield f"![GB/s by size of the arrays](images/throughput-{machine}.png)\n"
+        yield from rates(machine, "textures")
+        yield f"### Frames of 198 MB at {textures.FPS} per second (`{machine}-textures.json`)\n"
+        yield table(textures.FRAMES_HEADER, textures.frame_rows(load(machine, "textures")["figures"]["frames"]))
+
+
+def rates(machine: str, kind: str) -> Iterator[str]:
+    for size, ways in load(machine, kind)["figures"].items():
+        if "aiostage" in ways and "GB/s" in ways["aiostage"]:
+            yield f"### {size}, {throughput.COROUTINES} coroutines (`{machine}-{kind}.json`)\n"
+            yield table(throughput.HEADER, throughput.rows(ways))
+
+
+def load(machine: str, kind: str) -> dict[str, Any]:
+    figures: dict[str, Any] = json.loads((RESULTS / f"{machine}-{kind}.json").read_text())
+    return figures
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def plot(machine: str) -> None:
+    """Throughput of every way by size, with the quartiles as error bars."""
+    import matplotlib.pyplot as plt
+
+    figures = load(machine, "throughput")["figures"]
+    sizes = [size for size, ways in figures.items() if "aiostage" in ways]
+    names = list(figures[sizes[0]])
+    figure, axes = plt.subplots(figsize=(8, 4), layout="constrained")
+    width = 0.8 / len(names)
+    for i, name in enumerate(names):
+        rates = [figures[size][name]["GB/s"] for size in sizes]
+        places = [j + (i - (len(names) - 1) / 2) * width for j in range(len(sizes))]
+        spread = [[at["p50"] - at["p25"] for at in rates], [at["p75"] - at["p50"] for at in rates]]
+        axes.bar(places, [at["p50"] for at in rates], width * 0.9, yerr=spread, label=name, capsize=2)
+    axes.set_xticks(range(len(sizes)), sizes)
+    axes.set_ylabel("GB/s, median and quartiles")
+    axes.set_title(f"Uploads from numpy arrays, 8 coroutines: {MACHINES[machine]}")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    figure.savefig(Path(PAGE.parent, "images", f"throughput-{machine}.png"), dpi=110)
+    plt.close(figure)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,155 @@
+"""What makes uploads fast and cannot be noisy: how often the GPU is called, which thread copies, what is allocated.
+
+The timed verdicts are in benchmarks/.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import subprocess
+import sys
+import threading
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import wgpu
+from readback import read_buffer
+from simulated import SimulatedGpu
+
+import aiostage
+from aiostage import KiB, MiB, uploads
+from aiostage import ring as ring_module
+
+OpenRing = Callable[..., Any]
+Target = Callable[[int], wgpu.GPUBuffer]
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> Callable[[aiostage.StagingRing], Counter[str]]:
+    """Counts what a ring asks of the GPU from now on."""
+
+    def count(ring: aiostage.StagingRing) -> Counter[str]:
+        counter: Counter[str] = Counter()
+        for name in ("submit", "map", "unmap", "on_work_done", "create_staging_buffer", "create_relay"):
+            original = getattr(ring._native, name)
+
+            def counted(*args: Any, name: str = name, original: Any = original) -> Any:
+                counter[name] += 1
+                return original(*args)
+
+            monkeypatch.setattr(ring._native, name, counted)
+        return counter
+
+    return count
+
+
+async def test_a_large_upload_costs_one_map_a_buffer_and_copies_each_byte_once(
+    open_ring: OpenRing, target: Target, calls: Any
+) -> None:
+    ring, buffer = await open_ring(ring_count=3, buffer_size=MiB), target(10 * MiB)
+    counter, data = calls(ring), np.arange(10 * MiB, dtype=np.uint8)
+    await (await ring.write_buffer(buffer, 0, data))
+    assert counter["unmap"] == counter["map"] == 10
+    assert counter["submit"] == counter["on_work_done"] == ring.stats_nowait().submits <= 10
+    assert counter["create_staging_buffer"] == counter["create_relay"] == 0
+    assert ring.stats_nowait().bytes_total == 10 * MiB
+    assert read_buffer(buffer).tobytes() == data.tobytes()
+
+
+async def test_uploads_of_the_same_turn_share_one_submit_and_one_buffer(
+    open_ring: OpenRing, target: Target, calls: Any
+) -> None:
+    ring, buffer = await open_ring(ring_count=3, buffer_size=MiB), target(64 * KiB)
+    counter = calls(ring)
+    data = [np.full(KiB, i, np.uint8) for i in range(64)]
+    fences = await asyncio.gather(*(ring.write_buffer(buffer, i * KiB, data[i]) for i in range(64)))
+    await fences[-1]
+    assert counter == {"submit": 1, "unmap": 1, "map": 1, "on_work_done": 1}
+    assert read_buffer(buffer).tobytes() == b"".join(data)
+
+
+async def test_a_thousand_small_writes_in_a_batch_are_one_submit(
+    open_ring: OpenRing, target: Target, calls: Any
+) -> None:
+    ring, buffer = await open_ring(ring_count=3, buffer_size=MiB), target(64_000)
+    counter = calls(ring)
+    async with ring.batch() as batch:
+        for i in range(1000):
+            await batch.write_buffer(buffer, 64 * i, np.full(64, i % 251, np.uint8))
+    await batch.fence
+    assert counter == {"submit": 1, "unmap": 1, "map": 1, "on_work_done": 1}
+    assert read_buffer(buffer).tobytes() == b"".join(bytes([i % 251]) * 64 for i in range(1000))
+
+
+@pytest.mark.parametrize(("size", "on_loop"), [(256 * KiB, True), (256 * KiB + 4, False)])
+async def test_only_uploads_within_the_inline_size_are_copied_on_the_loop(
+    open_ring: OpenRing, target: Target, monkeypatch: pytest.MonkeyPatch, size: int, on_loop: bool
+) -> None:
+    threads = []
+
+    def noted(*args: Any, **kwargs: Any) -> None:
+        threads.append(threading.get_ident())
+        copy_bytes(*args, **kwargs)
+
+    copy_bytes = uploads.copy_bytes
+    monkeypatch.setattr(uploads, "copy_bytes", noted)
+    ring = await open_ring(ring_count=3, buffer_size=MiB)
+    await (await ring.write_buffer(target(size), 0, bytes(size)))
+    assert [thread == threading.get_ident() for thread in threads] == [on_loop]
+
+
+async def test_streaming_leaves_no_more_objects_than_there_were(open_ring: OpenRing, target: Target) -> None:
+    ring, buffer = await open_ring(ring_count=3, buffer_size=MiB), target(MiB)
+    data = np.ones(MiB, np.uint8)
+
+    async def stream(count: int) -> dict[str, Any]:
+        for _ in range(count):
+            fence = await ring.write_buffer(buffer, 0, data)
+        await fence
+        gc.collect()  # other tests' objects
+        counts: dict[str, Any] = wgpu.diagnostics.object_counts.get_dict()
+        return {name: of["count"] for name, of in counts.items()}
+
+    assert await stream(4) == await stream(100)
+
+
+async def test_with_nothing_pending_nobody_polls(open_ring: OpenRing, target: Target) -> None:
+    ring = await open_ring(ring_count=3, buffer_size=MiB)
+    await (await ring.write_buffer(target(MiB), 0, bytes(MiB)))
+    while ring._native.outstanding() or not ring._tracker._polling._parked:
+        await asyncio.sleep(0.001)
+    polls = ring._tracker._polling.polls
+    await asyncio.sleep(0.05)
+    assert ring._tracker._polling.polls == polls
+
+
+@pytest.mark.parametrize(
+    ("cores", "limit", "chosen"),
+    [(16, 512, (16, 16)), (16, 128, (4, 16)), (16, 48, (3, 16)), (4, 512, (3, 8))],
+)
+async def test_the_default_ring_follows_cores_and_budget(
+    monkeypatch: pytest.MonkeyPatch, cores: int, limit: int, chosen: tuple[int, int]
+) -> None:
+    monkeypatch.setattr(ring_module.os, "cpu_count", lambda: cores)
+    budget = aiostage.MemoryBudget(limit * MiB)
+    async with aiostage.StagingRing(SimulatedGpu(free_running=True), budget=budget) as ring:
+        assert (ring.ring_count, ring.buffer_size // MiB) == chosen
+        assert budget.used == ring.ring_count * ring.buffer_size
+        assert ring.frames_in_flight == 3
+
+
+async def test_a_ring_that_was_told_its_size_keeps_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ring_module.os, "cpu_count", lambda: 64)
+    async with aiostage.StagingRing(SimulatedGpu(free_running=True), 5, 4 * KiB) as ring:
+        assert (ring.ring_count, ring.buffer_size, ring.frames_in_flight) == (5, 4 * KiB, 5)
+
+
+def test_importing_it_brings_in_no_event_loop_and_none_of_the_parts_beside_the_ring() -> None:
+    code = "import sys, wgpu, numpy, anyio; old = set(sys.modules); import aiostage; print(*set(sys.modules) - old)"
+    loaded = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
+    assert "aiostage.ring" in loaded
+    assert not {"asyncio", "trio", "uvloop", "aiostage.textures", "aiostage.demo", "aiostage.cli"} & set(loaded)
