@@ -594,7 +594,7 @@ async def data_resized_meanwhile(box: Sandbox) -> None:
 
 @case(GROUP, "The ring is made with garbage: counts, sizes, device", "`ValueError`, `TypeError`; nothing is created")
 async def bad_rings(box: Sandbox) -> None:
-    for count, size in ((0, 64), (-1, 64), (3, 0), (3, 6), (3, -4), (2.5, 64), ("3", 64), (True, 64), (3, None)):
+    for count, size in ((0, 64), (-1, 64), (3, 0), (3, 6), (3, -4), (2.5, 64), ("3", 64), (True, 64), (3, 2.5)):
         with raises((ValueError, TypeError)):
             box.ring(count, size)
     with raises(ValueError, "limit"):
