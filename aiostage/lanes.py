@@ -40,25 +40,41 @@ class Hold(NamedTuple):
 class Trip:
     """One way of a staging buffer to the GPU. Writers wait on it to learn what became of their copies."""
 
-    __slots__ = ("_event", "submission")
+    __slots__ = ("_event", "error", "submission")
 
     def __init__(self) -> None:
         self.submission: Submission | None = None
+        self.error: BaseException | None = None
         self._event: anyio.Event | None = None
+
+    @property
+    def is_over(self) -> bool:
+        return self.submission is not None or self.error is not None
 
     async def wait(self) -> Submission:
         """The submission that took the buffer, once it was made. :raises DeviceLost, RingClosed:"""
-        if self.submission is None:
+        await self.settled()
+        if self.error is not None:
+            raise self.error
+        assert self.submission is not None
+        return self.submission
+
+    async def settled(self) -> None:
+        """Wait until it is over, however it ended."""
+        if not self.is_over:
             if self._event is None:
                 self._event = anyio.Event()
             await self._event.wait()
-        assert self.submission is not None
-        if self.submission.error is not None:
-            raise self.submission.error
-        return self.submission
 
     def end(self, submission: Submission) -> None:
         self.submission = submission
+        self._end(submission.error)
+
+    def fail(self, error: BaseException) -> None:
+        self._end(error)
+
+    def _end(self, error: BaseException | None) -> None:
+        self.error = error
         if self._event is not None:
             self._event.set()
 

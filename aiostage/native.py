@@ -298,8 +298,8 @@ class WgpuNative:
             if buffer.usage & wgpu.BufferUsage.MAP_READ
             else self._lib.wgpuBufferGetMappedRange
         )
-        with _ledger.lock:  # a destroyed device has unmapped it, and asking then aborts
-            if self.is_lost():
+        with _ledger.lock:  # a destroyed buffer or device has unmapped it, and asking then aborts
+            if _ledger.is_destroyed(buffer) or self.is_lost():
                 raise DeviceLost("the device was lost with staging buffers in flight")
             return int(self._ffi.cast("intptr_t", get(buffer._internal, 0, buffer.size)))
 
@@ -524,7 +524,7 @@ class _Ledger:
         return getattr(resource, "_aiostage_fate", (0,))[0] == self._period
 
     def is_destroyed(self, resource: Any) -> bool:
-        return bool(resource._aiostage_fate == (self._period, True))
+        return bool(getattr(resource, "_aiostage_fate", None) == (self._period, True))
 
     def note_submitted(self, command_buffers: Iterable[Any]) -> None:
         for command_buffer in command_buffers:

@@ -34,6 +34,7 @@ from . import uploads
 from .allocation import Allocation, texel_layout
 from .budget import MemoryBudget, MiB, default_budget
 from .copies import BufferCopy, Copy
+from .couriers import Couriers, Parcel
 from .errors import (
     AllocationClosed,
     AllocationTooLarge,
@@ -62,7 +63,7 @@ class _Waiter:
 
     __slots__ = ("alignment", "event", "lane", "place", "size")
 
-    def __init__(self, lane: Lane, size: int, alignment: int) -> None:
+    def __init__(self, lane: Lane | None, size: int, alignment: int) -> None:
         self.lane = lane
         self.size = size
         self.alignment = alignment
@@ -155,7 +156,8 @@ class StagingRing:
         self._failures: deque[tuple[Any, InvalidCopy]] = deque(maxlen=64)  # of slots: (task, why)
         self._change: anyio.Event | None = None
         self._flush_scheduled = False
-        self._under_way = 0  # submissions that a thread is making
+        self._under_way = 0  # submissions that a thread is making, and buffers that couriers have
+        self._free = 0  # buffers that are AVAILABLE
         self._stalls = self._submits = self._bytes = self._allocations = 0
         self._stall_seconds = 0.0
 
@@ -187,6 +189,7 @@ class StagingRing:
             raise
         self._workers = Workers(self._port, self._threads, "copy")
         self._submitter = Workers(self._port, 1, "submit")
+        self._couriers = Couriers(self._workers, self._port, self._tracker)
         try:
             await self._workers.run(self._create_buffers)
         except BaseException:
@@ -194,7 +197,7 @@ class StagingRing:
             self._release()
             raise
         for buffer in self._buffers:
-            self._map_in(buffer)
+            self._map_in(buffer, self._native.address(buffer.handle))
         self._error = None
 
     async def aclose(self) -> None:
@@ -437,9 +440,12 @@ class StagingRing:
             raise AllocationTooLarge(f"{size} bytes do not fit in a staging buffer of {self.buffer_size}")
         return size
 
-    def _find(self, lane: Lane, size: int, alignment: int) -> tuple[StagingBuffer, int] | None:
-        """Take a place: in the lane's last buffer, a free one, or any of the lane's; None if there is none."""
-        if lane.buffers:
+    def _find(self, lane: Lane | None, size: int, alignment: int) -> tuple[StagingBuffer, int] | None:
+        """Take a place: in the lane's last buffer, a free one, or any of the lane's; None if there is none.
+
+        Without a lane only a free buffer will do, which nobody else gets a place in.
+        """
+        if lane is not None and lane.buffers:
             buffer = lane.buffers[-1]
             offset = buffer.place(size, alignment)
             if offset is not None and not buffer.is_held_long():
@@ -447,7 +453,7 @@ class StagingRing:
         fresh = self._next_available(lane)
         if fresh is not None:
             return self._claim(fresh, 0, size)
-        for buffer in reversed(lane.buffers):
+        for buffer in reversed(lane.buffers if lane is not None else ()):
             offset = buffer.place(size, alignment)
             if offset is not None:
                 return self._claim(buffer, offset, size)
@@ -460,19 +466,23 @@ class StagingRing:
         self._allocations += 1
         return buffer, offset
 
-    def _next_available(self, lane: Lane) -> StagingBuffer | None:
+    def _next_available(self, lane: Lane | None) -> StagingBuffer | None:
         """The next free buffer in ring order, for `lane`."""
+        if not self._free:
+            return None
         for step in range(self.ring_count):
             buffer = self._buffers[(self._cursor + step) % self.ring_count]
             if buffer.state is BufferState.AVAILABLE:
-                buffer.state = BufferState.IN_USE
-                buffer.lane = lane
-                lane.buffers.append(buffer)
-                if lane.trips is not None:
-                    lane.trips.append(buffer.trip)
-                self._cursor = buffer.index
-                return buffer
-        return None
+                break
+        self._free -= 1
+        buffer.state = BufferState.IN_USE
+        self._cursor = buffer.index
+        if lane is not None:
+            buffer.lane = lane
+            lane.buffers.append(buffer)
+            if lane.trips is not None:
+                lane.trips.append(buffer.trip)
+        return buffer
 
     def _open_allocation(self, place: tuple[StagingBuffer, int], size: int) -> Allocation:
         buffer, offset = place
@@ -481,8 +491,13 @@ class StagingRing:
         buffer.open[offset] = Hold(task and weakref.ref(task), name, size, time.perf_counter())
         return Allocation(self, buffer, offset, size)
 
-    async def _reserve(self, lane: Lane, size: int, alignment: int) -> tuple[StagingBuffer, int]:
-        """A place that the library itself fills; `_filled` ends it."""
+    def _goes_alone(self, nbytes: int) -> bool:
+        """Whether an upload of that size gets a staging buffer to itself: one that threads copy, and that fills most of
+        it, or does not keep others waiting."""
+        return nbytes > self._inline_size and (2 * nbytes > self.buffer_size or 2 * self._free > self.ring_count)
+
+    async def _reserve(self, lane: Lane | None, size: int, alignment: int) -> tuple[StagingBuffer, int]:
+        """A place that the library itself fills; `_filled` ends it. Without a lane a whole buffer, for a courier."""
         self._check_lane(lane)  # an upload of many pieces comes here again and again
         place = None if self._waiters else self._find(lane, size, alignment)
         if place is None:
@@ -504,9 +519,37 @@ class StagingRing:
             self._port.soon(self._flush)
         self._let_go(buffer)
 
+    # -- couriers --
+
+    def _send(self, buffer: StagingBuffer, copy: Copy, fill: Callable[[], object]) -> Trip:
+        """Have a buffer from `_reserve(None, …)` filled and submitted by a thread; its trip says what became of it."""
+        buffer.copying -= 1
+        self._under_way += 1
+        self._move_cursor(buffer)
+        trip = buffer.trip
+        self._couriers.send(Parcel(self, buffer, trip, copy), fill)
+        return trip
+
+    def _execute_carried(self, submission: Submission) -> None:
+        for buffer in submission.buffers:
+            buffer.state = BufferState.FENCED
+            buffer.memory = None
+        self._execute(submission, None)
+
+    def _delivered(self, submission: Submission) -> None:
+        self._under_way -= len(submission.buffers)
+        self._submits += 1
+        self._departed(submission)
+        self._notify()
+
+    def _returned(self, parcel: Parcel, error: BaseException) -> None:
+        self._under_way -= 1
+        parcel.trip.fail(error)
+        self._come_back(parcel.buffer)
+
     # -- waiting --
 
-    async def _wait(self, lane: Lane, size: int, alignment: int) -> tuple[StagingBuffer, int]:
+    async def _wait(self, lane: Lane | None, size: int, alignment: int) -> tuple[StagingBuffer, int]:
         waiter = _Waiter(lane, size, alignment)
         self._waiters[waiter] = None
         self._stalls += 1
@@ -519,7 +562,7 @@ class StagingRing:
         except BaseException:
             self._waiters.pop(waiter, None)
             if waiter.place is not None:  # handed over while the cancellation or the end was on its way
-                self._filled(waiter.place[0], size, None)
+                self._decline(waiter.place[0], size)
             else:
                 self._grant()
             raise
@@ -528,9 +571,16 @@ class StagingRing:
         assert waiter.place is not None
         return waiter.place
 
-    def _check_lane(self, lane: Lane) -> None:
+    def _decline(self, buffer: StagingBuffer, size: int) -> None:
+        """A place that was handed over is not wanted any more."""
+        if buffer.lane is not None:
+            self._filled(buffer, size, None)
+        else:
+            self._come_back(buffer)
+
+    def _check_lane(self, lane: Lane | None) -> None:
         self._check()
-        if lane.ended:
+        if lane is not None and lane.ended:
             raise AllocationClosed("the batch or frame has ended")
 
     async def _suspend(self, waiter: _Waiter) -> None:
@@ -695,12 +745,18 @@ class StagingRing:
             submission.error = error
             return
         for buffer in submission.buffers:
-            mapped = partial(self._mapped, buffer, submission.fence, guard)
-            native.map(buffer.handle, partial(self._post_mapped, mapped))
+            native.map(buffer.handle, partial(self._remapped, buffer, submission.fence, guard))
         self._tracker.wake()
 
-    def _post_mapped(self, mapped: Callable[[bool], None], ok: bool) -> None:
-        self._port.post(partial(mapped, ok))
+    def _remapped(self, buffer: StagingBuffer, fence: Fence, guard: Fence | None, ok: bool) -> None:
+        """The GPU is done with `buffer`, or lost; called by whichever thread polls."""
+        address = None
+        if ok:
+            try:
+                address = self._native.address(buffer.handle)
+            except DeviceLost:
+                pass
+        self._port.post(partial(self._mapped, buffer, fence, guard, address))
 
     def _departed_later(self, submission: Submission, error: BaseException | None) -> None:
         self._under_way -= 1
@@ -801,25 +857,22 @@ class StagingRing:
 
     # -- coming back --
 
-    def _mapped(self, buffer: StagingBuffer, fence: Fence, guard: Fence | None, ok: bool) -> None:
-        """The GPU is done with `buffer`, and it is mapped again."""
+    def _mapped(self, buffer: StagingBuffer, fence: Fence, guard: Fence | None, address: int | None) -> None:
+        """`buffer` is mapped again at `address`; None: it never will be."""
         if self._error is not None:
             self._notify()
             return
-        if not ok:
+        if address is None:
             self._break(DeviceLost("the device was lost with staging buffers in flight"))
             return
         for pending in (fence, guard):
             if pending is not None and not pending.done():
-                pending.add_done_callback(lambda _: self._mapped(buffer, fence, guard, ok))
+                pending.add_done_callback(lambda _: self._mapped(buffer, fence, guard, address))
                 return
-        try:
-            self._map_in(buffer)
-        except DeviceLost as error:
-            self._break(error)
+        self._map_in(buffer, address)
 
-    def _map_in(self, buffer: StagingBuffer) -> None:
-        buffer.address = self._native.address(buffer.handle)
+    def _map_in(self, buffer: StagingBuffer, address: int) -> None:
+        buffer.address = address
         buffer.memory = np.frombuffer(export(buffer.address, buffer.size, buffer.keep_alive), np.uint8)
         self._come_back(buffer)
 
@@ -833,6 +886,7 @@ class StagingRing:
             buffer.quarantine[0].when_gone(partial(self._port.post, partial(self._come_back, buffer)))
             return
         buffer.state = BufferState.AVAILABLE
+        self._free += 1
         self._grant()
         self._notify()
 
@@ -885,11 +939,9 @@ class StagingRing:
             waiter, _ = self._waiters.popitem(last=False)
             waiter.event.set()
         if isinstance(error, DeviceLost):
-            failed = Submission((), [], (), Fence(self._tracker))
-            failed.error = error
             for buffer in self._buffers:
-                if buffer.trip.submission is None:
-                    buffer.trip.end(failed)
+                if not buffer.trip.is_over:
+                    buffer.trip.fail(error)
         self._notify()
 
     def _release(self) -> None:

@@ -175,9 +175,8 @@ class Frame(Batch):
 
 async def write_now(ring: StagingRing, pieces: Iterator[Piece]) -> Fence:
     """Write with the ring's next submit of uploads, and wait until that is made."""
-    copies = await write(ring, ring._uploads, pieces)
     fence = None
-    for trip, copy in copies:
+    for trip, copy in await write(ring, ring._uploads, pieces):
         submission = await trip.wait()
         for failed, why in submission.failures:
             if failed is copy:
@@ -192,8 +191,12 @@ async def write(ring: StagingRing, lane: Lane, pieces: Iterator[Piece]) -> list[
     filling = _Filling(ring)
     try:
         for piece in pieces:
-            buffer, offset = await ring._reserve(lane, piece.nbytes, _ALIGNMENT)
-            filling.start(piece, buffer, offset)
+            if lane is ring._uploads and ring._goes_alone(piece.nbytes):
+                buffer, _ = await ring._reserve(None, piece.nbytes, _ALIGNMENT)
+                filling.send(piece, buffer)
+            else:
+                buffer, offset = await ring._reserve(lane, piece.nbytes, _ALIGNMENT)
+                filling.start(piece, buffer, offset)
     finally:
         await filling.finish()
     if filling.error is not None:
@@ -208,8 +211,17 @@ class _Filling:
         self._ring = ring
         self._pending = 0
         self._idle: anyio.Event | None = None
+        self._sent: list[Trip] = []
         self.error: BaseException | None = None
         self.copies: list[tuple[Trip, Copy]] = []
+
+    def send(self, piece: Piece, buffer: StagingBuffer) -> None:
+        """Have a thread fill a whole buffer and send it off."""
+        assert buffer.memory is not None
+        copy = piece.copy(buffer, 0)
+        trip = self._ring._send(buffer, copy, partial(piece.fill, buffer.memory[: piece.nbytes]))
+        self._sent.append(trip)
+        self.copies.append((trip, copy))
 
     def start(self, piece: Piece, buffer: StagingBuffer, offset: int) -> None:
         """Fill a place and stage its copy, now or in a worker thread."""
@@ -229,10 +241,19 @@ class _Filling:
 
     async def finish(self) -> None:
         """Wait for the threads, also when cancelled: they read the caller's data and write into a shared buffer."""
+        try:
+            await self._settle()
+        except BaseException:
+            with anyio.CancelScope(shield=True):
+                await self._settle()
+            raise
+
+    async def _settle(self) -> None:
+        for trip in self._sent:
+            await trip.settled()
         if self._pending:
             self._idle = anyio.Event()
-            with anyio.CancelScope(shield=True):
-                await self._idle.wait()
+            await self._idle.wait()
 
     def _done(self, piece: Piece, buffer: StagingBuffer, offset: int, error: BaseException | None) -> None:
         self._pending -= 1
