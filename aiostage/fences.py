@@ -116,7 +116,7 @@ class FenceTracker:
         self.native: Native = connect(device)
         self.port = LoopPort()
         self._pending: deque[Fence] = deque()
-        self._lock = threading.Lock()  # fences are numbered in the order in which the queue gets them
+        self.order = threading.RLock()  # held from a submit to its fence, so that fences have its order
         self._value = 0
         self._reached_values: deque[int] = deque()  # of fences that the GPU has reached
         self._delivering = False  # and that the loop is about to hear of
@@ -147,24 +147,42 @@ class FenceTracker:
         """The value of the newest fence; 0 before the first."""
         return self._value
 
-    def insert(self, fence: Fence | None = None) -> Fence:
+    def insert(self, fence: Fence | None = None, ask: bool = True) -> Fence:
         """A fence behind everything that was submitted to the device's queue until now.
 
         On a lost device it fails with DeviceLost.
 
         :param fence: one that was made earlier, without a value, for work that had yet to be submitted.
+        :param ask: without it the queue is not asked to tell when the work is done; `reach` will say so.
         """
         fence = fence or Fence(self)
-        with self._lock:
+        with self.order:
             self._value += 1
             fence.value = self._value
             fence.inserted_at = time.perf_counter()
             self._pending.append(fence)
             if logger.isEnabledFor(logging.DEBUG):
                 logger.debug("fence %d inserted", fence.value, extra={"fence": fence.value})
-            self.native.on_work_done(partial(self._reached, fence.value))
-        self._polling.wake()
+        if ask:
+            self.ask(fence)
         return fence
+
+    def ask(self, fence: Fence) -> None:
+        """Have the queue tell when the work before `fence` is done."""
+        self.native.on_work_done(partial(self._reached, fence.value))
+        self._polling.wake()
+
+    def reach(self, value: int) -> None:
+        """Complete the fences up to this value: the GPU has finished what is before them."""
+        if self.native.is_lost(ask=False):  # a destroyed device reports success for what it never finished
+            self._fail(DeviceLost(f"the device was lost while {self.describe()}"))
+        while self._pending and self._pending[0].value <= value:
+            done = self._pending.popleft()
+            done._complete(None)
+            self._latencies.append(done.elapsed)
+            if logger.isEnabledFor(logging.DEBUG):
+                extra = {"fence": done.value, "elapsed": done.elapsed}
+                logger.debug("fence %d done after %.6f s", done.value, done.elapsed, extra=extra)
 
     async def wait_all(self) -> None:
         """Wait for every fence inserted so far. :raises DeviceLost:"""
@@ -224,19 +242,10 @@ class FenceTracker:
 
     def _deliver(self) -> None:
         self._delivering = False
-        # Asked before anything completes: a destroyed device reports success for what it never finished.
-        if self.native.is_lost():
-            self._fail(DeviceLost(f"the device was lost while {self.describe()}"))
         newest = 0
         while self._reached_values:
             newest = max(newest, self._reached_values.popleft())
-        while self._pending and self._pending[0].value <= newest:
-            done = self._pending.popleft()
-            done._complete(None)
-            self._latencies.append(done.elapsed)
-            if logger.isEnabledFor(logging.DEBUG):
-                extra = {"fence": done.value, "elapsed": done.elapsed}
-                logger.debug("fence %d done after %.6f s", done.value, done.elapsed, extra=extra)
+        self.reach(newest)
 
     def _lost(self) -> None:
         self.port.post(lambda: self._fail(DeviceLost(f"the device was lost while {self.describe()}")))

@@ -16,16 +16,20 @@ Three traps are dealt with here, so that nobody else has to know them:
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import itertools
+import logging
+import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, Protocol, runtime_checkable
 
 import wgpu
 
+from .cfunctions import CallbackInfo, Functions
 from .copies import BufferCopy, Copy
 from .errors import DeviceLost, InvalidCopy, InvalidSubmit, StagingError, UnsupportedVersion
 
@@ -82,7 +86,8 @@ class Native(Protocol):
     def outstanding(self) -> int:
         """How many maps and fences a poll could still deliver."""
 
-    def is_lost(self) -> bool: ...
+    def is_lost(self, ask: bool = True) -> bool:
+        """Whether the device is gone; without `ask`, as far as is known at no cost: whether somebody destroyed it."""
 
     def create_encoder(self) -> Any: ...
 
@@ -151,6 +156,14 @@ def export(address: int, size: int, owner: Callable[[Any], None]) -> Any:
     return ffi.buffer(ffi.gc(ffi.cast("char *", address), owner), size)
 
 
+_logger = logging.getLogger("wgpu")  # its level is how much wgpu-native logs
+
+
+def _has_layers() -> bool:
+    """Whether Vulkan layers are asked for, which may have wgpu log anywhere."""
+    return any(os.environ.get(name) for name in ("VK_INSTANCE_LAYERS", "VK_LOADER_LAYERS_ENABLE"))
+
+
 def _ffi() -> Any:
     from wgpu.backends.wgpu_native import _api
 
@@ -161,16 +174,17 @@ class WgpuNative:
     """`Native` on wgpu-py's C functions, with one static callback of each kind and a key as its userdata."""
 
     def __init__(self, device: wgpu.GPUDevice) -> None:
-        from wgpu.backends.wgpu_native import _api
+        from wgpu.backends.wgpu_native import _api, lib_path
 
         self.device = device
         self.submit_blocks = device.adapter.info["adapter_type"] == "CPU"
         self.max_buffer_size = int(device.limits["max-buffer-size"])
         self._ffi = _api.ffi
-        self._lib = _api.lib
+        self._lib = _api.lib  # for its constants and types; what is called, is called through `_functions`
         self._errors = _api.error_handler
-        self._device: Any = device._internal
-        self._queue: Any = device.queue._internal
+        self._device, self._queue = self._pointer(device), self._pointer(device.queue)
+        self._releasing = Functions(lib_path, holding=False)
+        self._holding = None if self.submit_blocks or _has_layers() else Functions(lib_path, holding=True)
         self._aspects = {
             "all": self._lib.WGPUTextureAspect_All,
             "depth-only": self._lib.WGPUTextureAspect_DepthOnly,
@@ -192,10 +206,10 @@ class WgpuNative:
             if done is not None:
                 done(ok)
 
-        def remember(done: Done) -> Any:
+        def remember(done: Done) -> int:
             key = next(keys)
             waiting[key] = done
-            return ffi.cast("void *", key)
+            return key
 
         # The last argument but one, the message, is new in wgpu 0.32's header: take what the header says.
         def mapped(status: int, *rest: Any) -> None:
@@ -205,21 +219,41 @@ class WgpuNative:
             deliver(status == lib.WGPUQueueWorkDoneStatus_Success, rest[-2])
 
         self._waiting, self._remember = waiting, remember
-        self._map_info = ffi.new("WGPUBufferMapCallbackInfo *")
-        self._work_done_info = ffi.new("WGPUQueueWorkDoneCallbackInfo *")
         # For the userdata in each; one apiece, because mapping may block behind a submit.
         self._map_lock, self._work_done_lock = threading.Lock(), threading.Lock()
         self._static = []  # cffi needs the callbacks kept alive
-        for info, function in ((self._map_info, mapped), (self._work_done_info, work_done)):
-            callback = ffi.callback(ffi.typeof(info.callback), function)
+        infos = []
+        for kind, function in (("BufferMap", mapped), ("QueueWorkDone", work_done)):
+            of = ffi.typeof(f"WGPU{kind}Callback")
+            callback = ffi.callback(of, function)
             self._static.append(callback)
-            info.mode = lib.WGPUCallbackMode_AllowProcessEvents
-            info.callback = callback
+            address = int(ffi.cast("uintptr_t", callback))
+            infos.append(CallbackInfo(None, lib.WGPUCallbackMode_AllowProcessEvents, address, None, None))
+        self._map_info, self._work_done_info = infos
 
     def _make_structs(self) -> None:
         new = self._ffi.new
-        self._encoder_descriptor = new("WGPUCommandEncoderDescriptor *")
-        self._finish_descriptor = new("WGPUCommandBufferDescriptor *")
+        self._copy_source = new("WGPUTexelCopyBufferInfo *")
+        self._copy_target = new("WGPUTexelCopyTextureInfo *")
+        self._copy_extent = new("WGPUExtent3D *")
+        self._copy_arguments = [
+            int(self._ffi.cast("uintptr_t", struct))
+            for struct in (self._copy_source, self._copy_target, self._copy_extent)
+        ]
+
+    @property
+    def _functions(self) -> Functions:
+        """The C functions, for as short as nothing else is called."""
+        holding = self._holding
+        return self._releasing if holding is None or _logger.level < logging.WARNING else holding
+
+    def _pointer(self, resource: Any) -> int:
+        """The address of the C object behind one of wgpu-py's; it stays the same."""
+        try:
+            return int(resource._aiostage_pointer)
+        except AttributeError:
+            resource._aiostage_pointer = pointer = int(self._ffi.cast("uintptr_t", resource._internal))
+            return pointer
 
     # -- polling --
 
@@ -232,7 +266,7 @@ class WgpuNative:
         _ledger.detach()
 
     def poll(self) -> None:
-        self._lib.wgpuDevicePoll(self._device, False, self._ffi.NULL)
+        self._functions.wgpuDevicePoll(self._device, False, None)
 
     def outstanding(self) -> int:
         return len(self._waiting)
@@ -241,10 +275,15 @@ class WgpuNative:
         info = self._work_done_info
         with self._work_done_lock:
             info.userdata1 = self._remember(done)
-            self._lib.wgpuQueueOnSubmittedWorkDone(self._queue, info[0])
+            self._functions.wgpuQueueOnSubmittedWorkDone(self._queue, info)
 
-    def is_lost(self) -> bool:
-        error = self._captured(self._lib.wgpuQueueWriteBuffer, self._queue, self._probe._internal, 0, self._ffi.NULL, 0)
+    def is_lost(self, ask: bool = True) -> bool:
+        if _ledger.is_destroyed(self.device):
+            return True
+        if not ask:
+            return False
+        write = self._releasing.wgpuQueueWriteBuffer
+        error, _ = self._captured(write, self._queue, self._pointer(self._probe), 0, None, 0)
         return error is not None
 
     # -- staging memory --
@@ -280,31 +319,34 @@ class WgpuNative:
         return host_cached and "mappable-primary-buffers" in self.device.features
 
     def map(self, buffer: Any, done: Done) -> None:
-        lib = self._lib
-        info = self._map_info
-        mode = lib.WGPUMapMode_Read if buffer.usage & wgpu.BufferUsage.MAP_READ else lib.WGPUMapMode_Write
+        info, call = self._map_info, self._functions.wgpuBufferMapAsync
+        mode = wgpu.MapMode.READ if buffer.usage & wgpu.BufferUsage.MAP_READ else wgpu.MapMode.WRITE
         with self._map_lock:
             info.userdata1 = key = self._remember(done)
-            error = self._captured(lib.wgpuBufferMapAsync, buffer._internal, mode, 0, buffer.size, info[0])
+            error, _ = self._captured(call, self._pointer(buffer), mode, 0, buffer.size, info)
         if error is not None:
-            late = self._waiting.pop(int(self._ffi.cast("uintptr_t", key)), None)
+            late = self._waiting.pop(key, None)
             if late is not None:
                 late(False)
 
     def address(self, buffer: Any) -> int:
         # A buffer mapped for reading is only lent as const; the memory is the same.
+        functions = self._functions
         get = (
-            self._lib.wgpuBufferGetConstMappedRange
+            functions.wgpuBufferGetConstMappedRange
             if buffer.usage & wgpu.BufferUsage.MAP_READ
-            else self._lib.wgpuBufferGetMappedRange
+            else functions.wgpuBufferGetMappedRange
         )
-        with _ledger.lock:  # a destroyed buffer or device has unmapped it, and asking then aborts
-            if _ledger.is_destroyed(buffer) or self.is_lost():
+        # A destroyed buffer or device has unmapped it, and asking then aborts. Where the call keeps the interpreter's
+        # lock, nobody can destroy one in between, and there is no need to wait for a submit.
+        with nullcontext() if functions is self._holding else _ledger.lock:
+            if _ledger.is_destroyed(buffer) or self.is_lost(ask=False):
                 raise DeviceLost("the device was lost with staging buffers in flight")
-            return int(self._ffi.cast("intptr_t", get(buffer._internal, 0, buffer.size)))
+            return int(get(self._pointer(buffer), 0, buffer.size))
 
     def unmap(self, buffer: Any) -> None:
-        self._captured(self._lib.wgpuBufferUnmap, buffer._internal)  # a lost device has unmapped it already
+        # A lost device has unmapped it already.
+        self._captured(self._functions.wgpuBufferUnmap, self._pointer(buffer))
 
     def destroy(self, buffer: Any) -> None:
         type(buffer).destroy(buffer)
@@ -325,20 +367,21 @@ class WgpuNative:
             _ledger.note_submitted(command_buffers)
 
     def submit(self, copies: Sequence[Copy], command_buffers: Sequence[Any]) -> list[tuple[Copy, InvalidCopy]]:
+        functions = self._functions
         with _ledger.lock:  # from the checks to the submit, nothing is destroyed or mapped
             good, refused = self._sift(copies)
             command_buffer, error = self._encode(good)
             if error is not None:
                 good, refused = self._find_guilty(good, refused)
                 command_buffer, error = self._encode(good)
-            if error is not None or self.is_lost():
+            # Encoding has told already, where there was something to encode: nothing destroys the device meanwhile.
+            if error is not None or (command_buffer is None and self.is_lost()):
                 raise DeviceLost(error or "the device was lost before the submit")
-            ours = [] if command_buffer is None else [command_buffer]
-            theirs = [buffer._internal for buffer in command_buffers]
-            batch = self._ffi.new("WGPUCommandBuffer[]", ours + theirs)
-            self._lib.wgpuQueueSubmit(self._queue, len(batch), batch)
-        for buffer in ours:
-            self._lib.wgpuCommandBufferRelease(buffer)
+            pointers = [] if command_buffer is None else [command_buffer]
+            pointers += map(self._pointer, command_buffers)
+            functions.wgpuQueueSubmit(self._queue, len(pointers), (ctypes.c_void_p * len(pointers))(*pointers))
+        if command_buffer is not None:
+            functions.wgpuCommandBufferRelease(command_buffer)
         return refused
 
     def _sift(self, copies: Sequence[Copy]) -> tuple[list[Copy], list[tuple[Copy, InvalidCopy]]]:
@@ -373,10 +416,11 @@ class WgpuNative:
         """The error of a call that only fails, and only if the destination was destroyed before notes were taken."""
         lib, new = self._lib, self._ffi.new
         if isinstance(copy, BufferCopy):  # of an unmapped buffer; it fails in any case, the message tells
-            return self._captured(lib.wgpuBufferUnmap, copy.destination._internal)
+            return self._captured(self._releasing.wgpuBufferUnmap, self._pointer(copy.destination))[0]
         layout = new("WGPUTexelCopyBufferLayout *", {"bytesPerRow": 256, "rowsPerImage": 1})
-        nothing, target = new("WGPUExtent3D *"), self._texture_info(copy)
-        return self._captured(lib.wgpuQueueWriteTexture, self._queue, target, self._ffi.NULL, 0, layout, nothing)
+        nothing, target = new("WGPUExtent3D *"), self._describe_target(copy)
+        queue = self.device.queue._internal
+        return self._captured(lib.wgpuQueueWriteTexture, queue, target, self._ffi.NULL, 0, layout, nothing)[0]
 
     def _find_guilty(
         self, copies: Iterable[Copy], refused: list[tuple[Copy, InvalidCopy]]
@@ -389,7 +433,7 @@ class WgpuNative:
             command_buffer, error = self._encode([copy])
             if error is None:
                 good.append(copy)
-                self._lib.wgpuCommandBufferRelease(command_buffer)
+                self._functions.wgpuCommandBufferRelease(command_buffer)
             else:
                 refused.append((copy, InvalidCopy(f"{copy!r}: {error}")))
         return good, refused
@@ -398,50 +442,59 @@ class WgpuNative:
         """(command buffer, error); both None when there is nothing to encode."""
         if not copies:
             return None, None
-        lib = self._lib
-        encoder = lib.wgpuDeviceCreateCommandEncoder(self._device, self._encoder_descriptor)
-        try:
-            error = self._captured(self._record, encoder, copies)
-            if error is not None:
-                return None, error
-            with _Capture(self._errors) as capture:
-                command_buffer = lib.wgpuCommandEncoderFinish(encoder, self._finish_descriptor)
-            return command_buffer, capture.error
-        finally:
-            lib.wgpuCommandEncoderRelease(encoder)
+        functions = self._functions
+        error, encoder = self._captured(functions.wgpuDeviceCreateCommandEncoder, self._device, None)
+        if not encoder:
+            return None, error
+        command_buffer = None
+        if error is None:
+            error, _ = self._captured(self._record, encoder, copies)
+        if error is None:
+            error, command_buffer = self._captured(functions.wgpuCommandEncoderFinish, encoder, None)
+        functions.wgpuCommandEncoderRelease(encoder)
+        if error is not None and command_buffer:
+            functions.wgpuCommandBufferRelease(command_buffer)
+        return (command_buffer, None) if error is None else (None, error)
 
-    def _record(self, encoder: Any, copies: Sequence[Copy]) -> None:
-        lib, new = self._lib, self._ffi.new
-        copy_buffer, copy_texture = (
-            lib.wgpuCommandEncoderCopyBufferToBuffer,
-            lib.wgpuCommandEncoderCopyBufferToTexture,
-        )
+    def _record(self, encoder: int, copies: Sequence[Copy]) -> None:
+        functions, pointer = self._functions, self._pointer
         for copy in copies:
-            source = copy.source.handle._internal
+            source = pointer(copy.source.handle)
             if isinstance(copy, BufferCopy):
-                target = copy.destination._internal
-                copy_buffer(encoder, source, copy.offset, target, copy.destination_offset, copy.size)
+                target = pointer(copy.destination)
+                functions.wgpuCommandEncoderCopyBufferToBuffer(
+                    encoder, source, copy.offset, target, copy.destination_offset, copy.size
+                )
             else:
-                info = new("WGPUTexelCopyBufferInfo *")
-                info.buffer = source
-                info.layout.offset = copy.offset
-                info.layout.bytesPerRow = copy.bytes_per_row
-                info.layout.rowsPerImage = copy.rows_per_image
-                copy_texture(encoder, info, self._texture_info(copy), new("WGPUExtent3D *", copy.size))
+                self._describe_source(copy)
+                self._describe_target(copy)
+                functions.wgpuCommandEncoderCopyBufferToTexture(encoder, *self._copy_arguments)
 
-    def _texture_info(self, copy: Any) -> Any:
-        info = self._ffi.new("WGPUTexelCopyTextureInfo *")
+    def _describe_source(self, copy: Any) -> None:
+        info, extent = self._copy_source, self._copy_extent
+        info.buffer = copy.source.handle._internal
+        info.layout.offset = copy.offset
+        info.layout.bytesPerRow = copy.bytes_per_row
+        info.layout.rowsPerImage = copy.rows_per_image
+        extent.width, extent.height, extent.depthOrArrayLayers = copy.size
+
+    def _describe_target(self, copy: Any) -> Any:
+        info = self._copy_target
         info.texture = copy.destination._internal
         info.mipLevel = copy.mip_level
         info.origin.x, info.origin.y, info.origin.z = copy.origin
         info.aspect = self._aspects[copy.aspect]
         return info
 
-    def _captured(self, function: Callable[..., Any], *arguments: Any) -> str | None:
-        """Call, and return the message of the error that wgpu reported, if it did."""
-        with _Capture(self._errors) as capture:
-            function(*arguments)
-        return capture.error
+    def _captured(self, function: Callable[..., Any], *arguments: Any) -> tuple[str | None, Any]:
+        """Call; returns the message of the error that wgpu reported meanwhile, if it did, and the result."""
+        # wgpu reports in the calling thread. What is captured is not logged.
+        self._errors.capture("aiostage")
+        try:
+            result = function(*arguments)
+        finally:
+            caught = self._errors.release("aiostage")
+        return None if caught is None else " ".join(caught[1].split()), result
 
     # -- a caller's encoder --
 
@@ -456,10 +509,11 @@ class WgpuNative:
     def record(self, encoder: Any, copies: Sequence[Copy]) -> None:
         if not isinstance(encoder, wgpu.GPUCommandEncoder) or not self.owns(encoder):
             raise InvalidCopy(f"encoder must be a GPUCommandEncoder of the ring's device, not {type(encoder).__name__}")
-        _, refused = self._sift(copies)
-        if refused:
-            raise refused[0][1]
-        error = self._captured(self._record, encoder._internal, copies)
+        with _ledger.lock:
+            _, refused = self._sift(copies)
+            if refused:
+                raise refused[0][1]
+            error, _ = self._captured(self._record, self._pointer(encoder), copies)
         if error is not None:
             raise InvalidCopy(error)
 
@@ -558,25 +612,6 @@ class _Ledger:
 
 
 _ledger = _Ledger()
-
-
-class _Capture:
-    """Collects what wgpu reports in this thread inside the with-block, in place of its logging it."""
-
-    __slots__ = ("_handler", "error")
-
-    def __init__(self, handler: Any) -> None:
-        self._handler = handler
-        self.error: str | None = None
-
-    def __enter__(self) -> _Capture:
-        self._handler.capture("aiostage")
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        caught = self._handler.release("aiostage")
-        if caught is not None:
-            self.error = " ".join(caught[1].split())
 
 
 class _PollGuard:

@@ -197,7 +197,7 @@ class StagingRing:
             self._release()
             raise
         for buffer in self._buffers:
-            self._map_in(buffer, self._native.address(buffer.handle))
+            self._map_in(buffer)
         self._error = None
 
     async def aclose(self) -> None:
@@ -739,24 +739,31 @@ class StagingRing:
         try:
             for buffer in submission.buffers:
                 native.unmap(buffer.handle)
-            submission.failures = native.submit(submission.copies, submission.command_buffers)
-            self._tracker.insert(submission.fence)
+            telling = self._submit(submission)
         except StagingError as error:
             submission.error = error
             return
         for buffer in submission.buffers:
-            native.map(buffer.handle, partial(self._remapped, buffer, submission.fence, guard))
+            fence = submission.fence
+            native.map(buffer.handle, partial(self._remapped, buffer, fence, guard, buffer in telling))
         self._tracker.wake()
 
-    def _remapped(self, buffer: StagingBuffer, fence: Fence, guard: Fence | None, ok: bool) -> None:
-        """The GPU is done with `buffer`, or lost; called by whichever thread polls."""
-        address = None
-        if ok:
-            try:
-                address = self._native.address(buffer.handle)
-            except DeviceLost:
-                pass
-        self._port.post(partial(self._mapped, buffer, fence, guard, address))
+    def _submit(self, submission: Submission) -> set[Any]:
+        """Submit and fence. Returns the buffers whose mapping tells that it is done, if the queue was not asked to."""
+        native, tracker = self._native, self._tracker
+        if native.submit_blocks:  # and would hold up who waits for the tracker's lock
+            submission.failures = native.submit(submission.copies, submission.command_buffers)
+            tracker.insert(submission.fence)
+            return set()
+        with tracker.order:
+            submission.failures = native.submit(submission.copies, submission.command_buffers)
+            telling = set() if submission.failures else {copy.source for copy in submission.copies}
+            tracker.insert(submission.fence, ask=not telling)
+        return telling
+
+    def _remapped(self, buffer: StagingBuffer, fence: Fence, guard: Fence | None, tells: bool, ok: bool) -> None:
+        """The GPU is done with `buffer`, or lost; called by whichever thread polls or submits."""
+        self._port.post(partial(self._mapped, buffer, fence, guard, tells, ok))
 
     def _departed_later(self, submission: Submission, error: BaseException | None) -> None:
         self._under_way -= 1
@@ -857,22 +864,28 @@ class StagingRing:
 
     # -- coming back --
 
-    def _mapped(self, buffer: StagingBuffer, fence: Fence, guard: Fence | None, address: int | None) -> None:
-        """`buffer` is mapped again at `address`; None: it never will be."""
+    def _mapped(self, buffer: StagingBuffer, fence: Fence, guard: Fence | None, tells: bool, ok: bool) -> None:
+        """The GPU is done with `buffer`, and it is mapped again; or with `ok` False it never will be."""
+        if tells and ok:
+            self._tracker.reach(fence.value)
+        elif tells:
+            self._tracker.ask(fence)
         if self._error is not None:
             self._notify()
             return
-        if address is None:
-            self._break(DeviceLost("the device was lost with staging buffers in flight"))
-            return
         for pending in (fence, guard):
-            if pending is not None and not pending.done():
-                pending.add_done_callback(lambda _: self._mapped(buffer, fence, guard, address))
+            if ok and pending is not None and not pending.done():
+                pending.add_done_callback(lambda _: self._mapped(buffer, fence, guard, False, ok))
                 return
-        self._map_in(buffer, address)
+        try:
+            if not ok:
+                raise DeviceLost("the device was lost with staging buffers in flight")
+            self._map_in(buffer)
+        except DeviceLost as error:
+            self._break(error)
 
-    def _map_in(self, buffer: StagingBuffer, address: int) -> None:
-        buffer.address = address
+    def _map_in(self, buffer: StagingBuffer) -> None:
+        buffer.address = self._native.address(buffer.handle)
         buffer.memory = np.frombuffer(export(buffer.address, buffer.size, buffer.keep_alive), np.uint8)
         self._come_back(buffer)
 

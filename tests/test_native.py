@@ -83,8 +83,9 @@ async def test_a_poll_of_wgpus_thread_calls_no_blocking_poll(
             waits.append(bool(wait))
             return library.wgpuDevicePoll(device, wait, index)
 
-    library = native._lib
-    monkeypatch.setattr(native, "_lib", Library())
+    library = native._releasing
+    for name in ("_releasing", "_holding"):
+        monkeypatch.setattr(native, name, Library())
     async with FenceTracker(own_device) as tracker:
         buffer = own_device.create_buffer(size=4, usage=wgpu.BufferUsage.MAP_READ | wgpu.BufferUsage.COPY_DST)
         promise = buffer.map_async("READ")
