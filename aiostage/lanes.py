@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import anyio
@@ -40,43 +40,42 @@ class Hold(NamedTuple):
 class Trip:
     """One way of a staging buffer to the GPU. Writers wait on it to learn what became of their copies."""
 
-    __slots__ = ("_event", "error", "submission")
+    __slots__ = ("_callbacks", "_event", "error", "submission")
 
     def __init__(self) -> None:
         self.submission: Submission | None = None
         self.error: BaseException | None = None
         self._event: anyio.Event | None = None
-
-    @property
-    def is_over(self) -> bool:
-        return self.submission is not None or self.error is not None
+        self._callbacks: list[Callable[[Trip], object]] = []
 
     async def wait(self) -> Submission:
         """The submission that took the buffer, once it was made. :raises DeviceLost, RingClosed:"""
-        await self.settled()
+        if self.submission is None and self.error is None:
+            if self._event is None:
+                self._event = anyio.Event()
+            await self._event.wait()
         if self.error is not None:
             raise self.error
         assert self.submission is not None
         return self.submission
 
-    async def settled(self) -> None:
-        """Wait until it is over, however it ended."""
-        if not self.is_over:
-            if self._event is None:
-                self._event = anyio.Event()
-            await self._event.wait()
+    def then(self, callback: Callable[[Trip], object]) -> None:
+        """Call `callback` with the trip when it is over."""
+        self._callbacks.append(callback)
 
     def end(self, submission: Submission) -> None:
+        """`submission` was made, or failed."""
         self.submission = submission
-        self._end(submission.error)
+        self.fail(submission.error)
 
-    def fail(self, error: BaseException) -> None:
-        self._end(error)
-
-    def _end(self, error: BaseException | None) -> None:
-        self.error = error
+    def fail(self, error: BaseException | None) -> None:
+        """It is over, if it was not before; `error` is why there will be no submission."""
+        self.error = self.error or error
         if self._event is not None:
             self._event.set()
+        callbacks, self._callbacks = self._callbacks, []
+        for callback in callbacks:
+            callback(self)
 
 
 class StagingBuffer:

@@ -43,6 +43,7 @@ class LoopPort:
             self.name_of = operator.methodcaller("get_name")
         self._posted: deque[Callback] = deque()
         self._scheduled = False
+        self._draining = False  # posted callbacks run now
 
     def check(self) -> None:
         """Raise WrongLoop unless called on this loop."""
@@ -54,8 +55,11 @@ class LoopPort:
         raise WrongLoop("used from another event loop or thread than the one it was opened on")
 
     def soon(self, callback: Callback) -> None:
-        """Run `callback` after what is ready on the loop now; only from the loop itself."""
-        self._soon(callback)
+        """Run `callback` after what is ready on the loop now, or what was posted; only from the loop itself."""
+        if self._draining:  # in this turn still
+            self._posted.append(callback)
+        else:
+            self._soon(callback)
 
     def post(self, callback: Callback) -> bool:
         """Run `callback` on the loop, from any thread. False if the loop has been closed: then nothing will run."""
@@ -73,5 +77,12 @@ class LoopPort:
     def _drain(self) -> None:
         # Cleared first: what is posted from now on wakes the loop again, at worst once too often.
         self._scheduled = False
-        while self._posted:
-            self._posted.popleft()()
+        self._draining = True
+        try:
+            while self._posted:
+                self._posted.popleft()()
+        finally:
+            self._draining = False
+            if self._posted and not self._scheduled:  # one raised: the others have their turn all the same
+                self._scheduled = True
+                self._wake(self._drain)

@@ -22,7 +22,7 @@ import time
 import warnings
 import weakref
 from collections import OrderedDict, deque
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -34,7 +34,6 @@ from . import uploads
 from .allocation import Allocation, texel_layout
 from .budget import MemoryBudget, MiB, default_budget
 from .copies import BufferCopy, Copy
-from .couriers import Couriers, Parcel
 from .errors import (
     AllocationClosed,
     AllocationTooLarge,
@@ -63,7 +62,7 @@ class _Waiter:
 
     __slots__ = ("alignment", "event", "lane", "place", "size")
 
-    def __init__(self, lane: Lane | None, size: int, alignment: int) -> None:
+    def __init__(self, lane: Lane, size: int, alignment: int) -> None:
         self.lane = lane
         self.size = size
         self.alignment = alignment
@@ -156,7 +155,7 @@ class StagingRing:
         self._failures: deque[tuple[Any, InvalidCopy]] = deque(maxlen=64)  # of slots: (task, why)
         self._change: anyio.Event | None = None
         self._flush_scheduled = False
-        self._under_way = 0  # submissions that a thread is making, and buffers that couriers have
+        self._under_way = 0  # submissions that a thread is making
         self._free = 0  # buffers that are AVAILABLE
         self._stalls = self._submits = self._bytes = self._allocations = 0
         self._stall_seconds = 0.0
@@ -189,7 +188,6 @@ class StagingRing:
             raise
         self._workers = Workers(self._port, self._threads, "copy")
         self._submitter = Workers(self._port, 1, "submit")
-        self._couriers = Couriers(self._workers, self._port, self._tracker)
         try:
             await self._workers.run(self._create_buffers)
         except BaseException:
@@ -440,24 +438,25 @@ class StagingRing:
             raise AllocationTooLarge(f"{size} bytes do not fit in a staging buffer of {self.buffer_size}")
         return size
 
-    def _find(self, lane: Lane | None, size: int, alignment: int) -> tuple[StagingBuffer, int] | None:
-        """Take a place: in the lane's last buffer, a free one, or any of the lane's; None if there is none.
-
-        Without a lane only a free buffer will do, which nobody else gets a place in.
-        """
-        if lane is not None and lane.buffers:
+    def _find(self, lane: Lane, size: int, alignment: int) -> tuple[StagingBuffer, int] | None:
+        """Take a place: in the lane's last buffer, a free one, or any of the lane's; None if there is none."""
+        if lane.buffers:
             buffer = lane.buffers[-1]
             offset = buffer.place(size, alignment)
-            if offset is not None and not buffer.is_held_long():
+            if offset is not None and not buffer.is_held_long() and not self._spreads(buffer, size):
                 return self._claim(buffer, offset, size)
         fresh = self._next_available(lane)
         if fresh is not None:
             return self._claim(fresh, 0, size)
-        for buffer in reversed(lane.buffers if lane is not None else ()):
+        for buffer in reversed(lane.buffers):
             offset = buffer.place(size, alignment)
             if offset is not None:
                 return self._claim(buffer, offset, size)
         return None
+
+    def _spreads(self, buffer: StagingBuffer, size: int) -> bool:
+        """Whether a large upload had better not wait in `buffer` for another's thread, since most buffers are free."""
+        return buffer.copying > 0 and size > self._inline_size and 2 * self._free > self.ring_count
 
     def _claim(self, buffer: StagingBuffer, offset: int, size: int) -> tuple[StagingBuffer, int]:
         buffer.head = offset + size
@@ -466,22 +465,19 @@ class StagingRing:
         self._allocations += 1
         return buffer, offset
 
-    def _next_available(self, lane: Lane | None) -> StagingBuffer | None:
+    def _next_available(self, lane: Lane) -> StagingBuffer | None:
         """The next free buffer in ring order, for `lane`."""
         if not self._free:
             return None
-        for step in range(self.ring_count):
-            buffer = self._buffers[(self._cursor + step) % self.ring_count]
-            if buffer.state is BufferState.AVAILABLE:
-                break
+        while self._buffers[self._cursor].state is not BufferState.AVAILABLE:
+            self._cursor = (self._cursor + 1) % self.ring_count
+        buffer = self._buffers[self._cursor]
         self._free -= 1
         buffer.state = BufferState.IN_USE
-        self._cursor = buffer.index
-        if lane is not None:
-            buffer.lane = lane
-            lane.buffers.append(buffer)
-            if lane.trips is not None:
-                lane.trips.append(buffer.trip)
+        buffer.lane = lane
+        lane.buffers.append(buffer)
+        if lane.trips is not None:
+            lane.trips.append(buffer.trip)
         return buffer
 
     def _open_allocation(self, place: tuple[StagingBuffer, int], size: int) -> Allocation:
@@ -491,13 +487,8 @@ class StagingRing:
         buffer.open[offset] = Hold(task and weakref.ref(task), name, size, time.perf_counter())
         return Allocation(self, buffer, offset, size)
 
-    def _goes_alone(self, nbytes: int) -> bool:
-        """Whether an upload of that size gets a staging buffer to itself: one that threads copy, and that fills most of
-        it, or does not keep others waiting."""
-        return nbytes > self._inline_size and (2 * nbytes > self.buffer_size or 2 * self._free > self.ring_count)
-
-    async def _reserve(self, lane: Lane | None, size: int, alignment: int) -> tuple[StagingBuffer, int]:
-        """A place that the library itself fills; `_filled` ends it. Without a lane a whole buffer, for a courier."""
+    async def _reserve(self, lane: Lane, size: int, alignment: int) -> tuple[StagingBuffer, int]:
+        """A place that the library itself fills; `_filled` ends it."""
         self._check_lane(lane)  # an upload of many pieces comes here again and again
         place = None if self._waiters else self._find(lane, size, alignment)
         if place is None:
@@ -519,37 +510,9 @@ class StagingRing:
             self._port.soon(self._flush)
         self._let_go(buffer)
 
-    # -- couriers --
-
-    def _send(self, buffer: StagingBuffer, copy: Copy, fill: Callable[[], object]) -> Trip:
-        """Have a buffer from `_reserve(None, …)` filled and submitted by a thread; its trip says what became of it."""
-        buffer.copying -= 1
-        self._under_way += 1
-        self._move_cursor(buffer)
-        trip = buffer.trip
-        self._couriers.send(Parcel(self, buffer, trip, copy), fill)
-        return trip
-
-    def _execute_carried(self, submission: Submission) -> None:
-        for buffer in submission.buffers:
-            buffer.state = BufferState.FENCED
-            buffer.memory = None
-        self._execute(submission, None)
-
-    def _delivered(self, submission: Submission) -> None:
-        self._under_way -= len(submission.buffers)
-        self._submits += 1
-        self._departed(submission)
-        self._notify()
-
-    def _returned(self, parcel: Parcel, error: BaseException) -> None:
-        self._under_way -= 1
-        parcel.trip.fail(error)
-        self._come_back(parcel.buffer)
-
     # -- waiting --
 
-    async def _wait(self, lane: Lane | None, size: int, alignment: int) -> tuple[StagingBuffer, int]:
+    async def _wait(self, lane: Lane, size: int, alignment: int) -> tuple[StagingBuffer, int]:
         waiter = _Waiter(lane, size, alignment)
         self._waiters[waiter] = None
         self._stalls += 1
@@ -562,7 +525,7 @@ class StagingRing:
         except BaseException:
             self._waiters.pop(waiter, None)
             if waiter.place is not None:  # handed over while the cancellation or the end was on its way
-                self._decline(waiter.place[0], size)
+                self._filled(waiter.place[0], size, None)
             else:
                 self._grant()
             raise
@@ -571,16 +534,9 @@ class StagingRing:
         assert waiter.place is not None
         return waiter.place
 
-    def _decline(self, buffer: StagingBuffer, size: int) -> None:
-        """A place that was handed over is not wanted any more."""
-        if buffer.lane is not None:
-            self._filled(buffer, size, None)
-        else:
-            self._come_back(buffer)
-
-    def _check_lane(self, lane: Lane | None) -> None:
+    def _check_lane(self, lane: Lane) -> None:
         self._check()
-        if lane is not None and lane.ended:
+        if lane.ended:
             raise AllocationClosed("the batch or frame has ended")
 
     async def _suspend(self, waiter: _Waiter) -> None:
@@ -953,8 +909,7 @@ class StagingRing:
             waiter.event.set()
         if isinstance(error, DeviceLost):
             for buffer in self._buffers:
-                if not buffer.trip.is_over:
-                    buffer.trip.fail(error)
+                buffer.trip.fail(error)
         self._notify()
 
     def _release(self) -> None:

@@ -175,53 +175,34 @@ class Frame(Batch):
 
 async def write_now(ring: StagingRing, pieces: Iterator[Piece]) -> Fence:
     """Write with the ring's next submit of uploads, and wait until that is made."""
-    fence = None
-    for trip, copy in await write(ring, ring._uploads, pieces):
-        submission = await trip.wait()
-        for failed, why in submission.failures:
-            if failed is copy:
-                raise why
-        if fence is None or submission.fence.value > fence.value:
-            fence = submission.fence
-    return fence or ring._tracker.insert()
+    filling = await write(ring, ring._uploads, pieces)
+    return filling.fence or ring._tracker.insert()
 
 
-async def write(ring: StagingRing, lane: Lane, pieces: Iterator[Piece]) -> list[tuple[Trip, Copy]]:
-    """Fill and stage every piece; returns (trip, copy) of each. On return the data may be reused."""
+async def write(ring: StagingRing, lane: Lane, pieces: Iterator[Piece]) -> _Filling:
+    """Fill and stage every piece; returns when the data may be reused, in the lane of uploads when it was submitted."""
     filling = _Filling(ring)
     try:
         for piece in pieces:
-            if lane is ring._uploads and ring._goes_alone(piece.nbytes):
-                buffer, _ = await ring._reserve(None, piece.nbytes, _ALIGNMENT)
-                filling.send(piece, buffer)
-            else:
-                buffer, offset = await ring._reserve(lane, piece.nbytes, _ALIGNMENT)
-                filling.start(piece, buffer, offset)
+            buffer, offset = await ring._reserve(lane, piece.nbytes, _ALIGNMENT)
+            filling.start(piece, buffer, offset)
     finally:
         await filling.finish()
     if filling.error is not None:
         raise filling.error
-    return filling.copies
+    return filling
 
 
 class _Filling:
-    """The pieces of one upload that are being written to staging memory."""
+    """The pieces of one upload that are being written to staging memory, and then submitted."""
 
     def __init__(self, ring: StagingRing) -> None:
         self._ring = ring
         self._pending = 0
         self._idle: anyio.Event | None = None
-        self._sent: list[Trip] = []
+        self._copies: set[Copy] = set()  # staged and not submitted, of an upload that waits for its submit
         self.error: BaseException | None = None
-        self.copies: list[tuple[Trip, Copy]] = []
-
-    def send(self, piece: Piece, buffer: StagingBuffer) -> None:
-        """Have a thread fill a whole buffer and send it off."""
-        assert buffer.memory is not None
-        copy = piece.copy(buffer, 0)
-        trip = self._ring._send(buffer, copy, partial(piece.fill, buffer.memory[: piece.nbytes]))
-        self._sent.append(trip)
-        self.copies.append((trip, copy))
+        self.fence: Fence | None = None  # of the last submit
 
     def start(self, piece: Piece, buffer: StagingBuffer, offset: int) -> None:
         """Fill a place and stage its copy, now or in a worker thread."""
@@ -240,29 +221,35 @@ class _Filling:
         done(None)
 
     async def finish(self) -> None:
-        """Wait for the threads, also when cancelled: they read the caller's data and write into a shared buffer."""
-        try:
-            await self._settle()
-        except BaseException:
-            with anyio.CancelScope(shield=True):
-                await self._settle()
-            raise
-
-    async def _settle(self) -> None:
-        for trip in self._sent:
-            await trip.settled()
+        """Wait until nothing is pending, also when cancelled: threads read the caller's data and write into a shared
+        buffer."""
         if self._pending:
             self._idle = anyio.Event()
-            await self._idle.wait()
+            with anyio.CancelScope(shield=True):
+                await self._idle.wait()
 
     def _done(self, piece: Piece, buffer: StagingBuffer, offset: int, error: BaseException | None) -> None:
-        self._pending -= 1
-        copy = None
-        if error is None:
-            copy = piece.copy(buffer, offset)
-            self.copies.append((buffer.trip, copy))
+        copy = piece.copy(buffer, offset) if error is None else None
+        if copy is not None and buffer.lane is self._ring._uploads:
+            self._copies.add(copy)
+            buffer.trip.then(self._landed)
+            self._ring._filled(buffer, piece.nbytes, copy)
+        else:
+            self._ring._filled(buffer, piece.nbytes, copy)
+            self._end(error)
+
+    def _landed(self, trip: Trip) -> None:
+        """The submit that took a piece was made, or failed."""
+        submission, error = trip.submission, trip.error
+        if submission is not None and error is None:
+            error = next((why for copy, why in submission.failures if copy in self._copies), None)
+            if self.fence is None or submission.fence.value > self.fence.value:
+                self.fence = submission.fence
+        self._end(error)
+
+    def _end(self, error: BaseException | None) -> None:
         self.error = self.error or error
-        self._ring._filled(buffer, piece.nbytes, copy)
+        self._pending -= 1
         if self._pending == 0 and self._idle is not None:
             self._idle.set()
 

@@ -15,7 +15,6 @@ import anyio
 from .loop import LoopPort
 
 Done = Callable[[BaseException | None], object]
-Job = tuple[Callable[[], object], Done | None, int]
 
 
 class Workers:
@@ -35,18 +34,15 @@ class Workers:
         self._count = threads
         self._name = name
         self._lock = threading.Lock()
-        self._jobs: deque[Job] = deque()
+        self._jobs: deque[tuple[Callable[[], object], Done, int]] = deque()
         self._waiting = 0  # bytes of the jobs in it
         self._running = 0  # threads that are not parked
         self._stopping = False
         self._parking: queue.SimpleQueue[None] = queue.SimpleQueue()  # one item wakes one thread
         self._threads: list[threading.Thread] = []
 
-    def start(self, job: Callable[[], object], done: Done | None, nbytes: int = 0) -> None:
-        """Have a thread run `job`, which copies `nbytes`; then `done(error or None)` on the loop.
-
-        Without `done` the job says itself what became of it, and raises nothing.
-        """
+    def start(self, job: Callable[[], object], done: Done, nbytes: int = 0) -> None:
+        """Have a thread run `job`, which copies `nbytes`; then `done(error or None)` on the loop."""
         with self._lock:
             self._jobs.append((job, done, nbytes))
             self._waiting += nbytes
@@ -101,13 +97,12 @@ class Workers:
                     job()
                 except BaseException as caught:  # whoever waits for the job gets it
                     error = caught
-                if done is not None:
-                    self._port.post(partial(done, error))
+                self._port.post(partial(done, error))
                 del item, job, done, error  # or the thread would keep a caller's data until its next job
             if self._stopping:
                 return
 
-    def _next(self) -> Job | None:
+    def _next(self) -> tuple[Callable[[], object], Done, int] | None:
         """The next job, or None: then the thread counts as parked."""
         with self._lock:
             if not self._jobs:
