@@ -50,7 +50,7 @@ from .lanes import Hold, Lane, StagingBuffer, Submission, Trip
 from .native import Native, export
 from .stats import BufferState, StagingStats
 from .views import Views
-from .workers import Workers
+from .workers import Workers, wait_out
 
 logger = logging.getLogger("aiostage")
 
@@ -203,21 +203,24 @@ class StagingRing:
     async def aclose(self) -> None:
         """Submit what is committed, wait for what is in flight, and give the memory back.
 
-        Waiters are woken with RingClosed; open allocations are abandoned.
+        Waiters are woken with RingClosed; open allocations are abandoned. Cancelled by asyncio's own means, it waits
+        for the GPU no longer; the memory is given back all the same.
         """
         if not self._buffers or isinstance(self._error, RingClosed):
             return
         self._port.check()
         lost, self._error = self._error, RingClosed("the ring was closed")
         self._wake_all(self._error)
-        with anyio.CancelScope(shield=True):
-            while any(buffer.copying for buffer in self._buffers):
-                await self._changed()
-            if lost is None:
-                await self._drain()
-            while self._under_way:
-                await self._changed()
-        self._release()
+        try:
+            with anyio.CancelScope(shield=True):
+                await wait_out(self._threads_are_done, self._changed)
+                if lost is None:
+                    await self._drain()
+        finally:
+            try:
+                await wait_out(self._threads_are_done, self._changed)
+            finally:
+                self._release()
 
     async def __aenter__(self) -> StagingRing:
         await self.open()
@@ -908,6 +911,9 @@ class StagingRing:
         for index in range(self.ring_count):
             handle = self._native.create_staging_buffer(self.buffer_size, self.host_cached)
             self._buffers.append(StagingBuffer(index, handle, self.buffer_size))
+
+    def _threads_are_done(self) -> bool:
+        return not self._under_way and not any(buffer.copying for buffer in self._buffers)
 
     async def _drain(self) -> None:
         """Submit what is committed and wait for the GPU."""

@@ -33,6 +33,7 @@ from .errors import AllocationClosed, AllocationTooLarge, InvalidCopy
 from .fences import Fence
 from .formats import TexelBlock, is_depth_stencil, padded_row
 from .lanes import Lane, StagingBuffer, Trip
+from .workers import wait_out
 
 if TYPE_CHECKING:
     from .ring import StagingRing
@@ -241,12 +242,10 @@ class _Filling:
 
     async def finish(self) -> None:
         """Wait for the threads, also when cancelled: they read the caller's data and write into a shared buffer."""
-        try:
-            await self._settle()
-        except BaseException:
-            with anyio.CancelScope(shield=True):
-                await self._settle()
-            raise
+        await wait_out(self._is_settled, self._settle)
+
+    def _is_settled(self) -> bool:
+        return not self._pending and all(trip.is_over for trip in self._sent)
 
     async def _settle(self) -> None:
         for trip in self._sent:
