@@ -133,12 +133,14 @@ class StagingBuffer:
         return bool(self.open) or self.copying > 0
 
     def held_by(self) -> str:
-        """What keeps it from coming back that only its users can end; empty if nothing does."""
+        """What keeps it from coming back that only users can end, once all that can go is gone; empty if nothing."""
         reasons = [str(hold) for hold in self.open.values()]
         if self.quarantine:
             reasons.append("a view of an abandoned allocation")
         if self.unstaged:
             reasons.append(f"{self.unstaged} allocations committed without a copy")
+        if not reasons and self.copies and not self.copying:
+            reasons.append("copies that must not overtake earlier ones")
         return ", ".join(reasons)
 
     def place(self, size: int, alignment: int) -> int | None:

@@ -108,7 +108,7 @@ class StagingRing:
     :param strict_views: tolerate no view at all of an allocation's memory at commit, not even a read-only one.
     :param host_cached: staging memory that can be read as fast as it is written, or ValueError where the device has
         none. By default where the device has it; `ring.host_cached` says what it is.
-    :param stall_timeout: seconds until an allocation that only open allocations hold up raises StallTimeout.
+    :param stall_timeout: seconds until a call that only open allocations hold up raises StallTimeout.
     :param fence_timeout: seconds until one that waits for the GPU raises FenceTimeout; None waits on.
     :param threads: threads that copy uploads; by default one for each core, at most 12.
     :param inline_size: uploads up to this many bytes are copied on the loop: a thread would cost more.
@@ -142,6 +142,7 @@ class StagingRing:
         self._host_cached = host_cached
         self._stall_timeout = stall_timeout
         self._fence_timeout = fence_timeout
+        self._patience = min(stall_timeout, fence_timeout or stall_timeout)
         self._threads = min(12, os.cpu_count() or 2) if threads is None else _positive(threads, "threads")
         self._inline_size = inline_size
         self._error: StagingError | None = RingClosed("the ring is not open; use 'async with'")
@@ -205,6 +206,8 @@ class StagingRing:
 
         Waiters are woken with RingClosed; open allocations are abandoned. Cancelled by asyncio's own means, it waits
         for the GPU no longer; the memory is given back all the same.
+
+        :raises FenceTimeout: the GPU had not finished after `fence_timeout` seconds. The ring is closed.
         """
         if not self._buffers or isinstance(self._error, RingClosed):
             return
@@ -291,6 +294,7 @@ class StagingRing:
         :returns: a fence that completes when the GPU has finished all of it.
         :raises InvalidSubmit: a command buffer is unfit; nothing was submitted.
         :raises InvalidCopy: a destination of a copy that this task staged was destroyed; the rest was submitted.
+        :raises StallTimeout: open allocations have held every buffer for `stall_timeout` seconds; nothing was sent.
         :raises DeviceLost:
         """
         self._check()
@@ -587,9 +591,8 @@ class StagingRing:
             raise AllocationClosed("the batch or frame has ended")
 
     async def _suspend(self, waiter: _Waiter) -> None:
-        patience = min(self._stall_timeout, self._fence_timeout or self._stall_timeout)
         while True:
-            with anyio.move_on_after(patience):
+            with anyio.move_on_after(self._patience):
                 await waiter.event.wait()
             if waiter.event.is_set():
                 return
@@ -597,6 +600,7 @@ class StagingRing:
 
     def _explain(self) -> None:
         """Raise if waiting on cannot help: say who holds the buffers, or that the GPU does."""
+        self._reclaim()  # what stays behind cannot go
         held = [f"buffer {b.index}: {why}" for b in self._buffers if (why := b.held_by())]
         if len(held) == self.ring_count:
             message = f"no staging buffer can come back; {'; '.join(held)}"
@@ -806,8 +810,11 @@ class StagingRing:
             fresh = self._next_available(lane) if blocked[0].open else None
             if fresh is not None:
                 await self._evacuate(lane, blocked[0], fresh)
-            else:
+                continue
+            with anyio.move_on_after(self._patience) as scope:
                 await self._changed()
+            if scope.cancelled_caught:
+                self._explain()
 
     async def _evacuate(self, lane: Lane, held: StagingBuffer, fresh: StagingBuffer) -> None:
         """Move the copies out of a buffer that somebody else holds open."""
@@ -929,10 +936,13 @@ class StagingRing:
                 self._depart(lane, ready)
         while self._under_way:
             await self._changed()
-        try:
-            await self._tracker.wait_all()
-        except DeviceLost:
-            pass
+        with anyio.move_on_after(self._fence_timeout) as scope:
+            try:
+                await self._tracker.wait_all()
+            except DeviceLost:
+                pass
+        if scope.cancelled_caught:
+            raise FenceTimeout(f"the GPU has not finished what the ring submitted; {self._tracker.describe()}")
 
     def _break(self, error: StagingError) -> None:
         """The device is gone: everybody who waits hears of it."""

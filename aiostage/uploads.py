@@ -159,7 +159,7 @@ class Frame(Batch):
         self._ring._check()
         while frames and (len(frames) >= self._ring.frames_in_flight or frames[0].done()):
             if not frames[0].done():
-                await frames[0]
+                await frames[0].wait(self._ring._fence_timeout)
             if frames and frames[0].done():
                 frames.popleft()
         self._enter()
