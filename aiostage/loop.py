@@ -73,5 +73,10 @@ class LoopPort:
     def _drain(self) -> None:
         # Cleared first: what is posted from now on wakes the loop again, at worst once too often.
         self._scheduled = False
-        while self._posted:
-            self._posted.popleft()()
+        try:
+            while self._posted:
+                self._posted.popleft()()
+        finally:
+            if self._posted and not self._scheduled:  # one raised: the others have their turn all the same
+                self._scheduled = True
+                self._wake(self._drain)
