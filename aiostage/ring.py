@@ -153,7 +153,7 @@ class StagingRing:
         self._uploads = Lane()  # write_buffer and write_texture
         self._lanes = {self._slots, self._uploads}  # and one of each batch and frame
         self._waiters: OrderedDict[_Waiter, None] = OrderedDict()
-        self._frames: deque[Fence] = deque()
+        self._frames: set[uploads.Frame] = set()  # open, or with a fence that is pending
         self._failures: deque[tuple[Any, InvalidCopy]] = deque(maxlen=64)  # of slots: (task, why)
         self._change: anyio.Event | None = None
         self._flush_scheduled = False
@@ -385,7 +385,8 @@ class StagingRing:
     def frame(self) -> uploads.Frame:
         """One frame of a loop: uploads, then `frame.encoder`, in one submit when the `async with` block ends.
 
-        Entering waits while `frames_in_flight` frames (`ring_count`, or three if none was given) are in flight.
+        Entering waits while `frames_in_flight` frames (`ring_count`, or three if none was given) are in flight: entered,
+        and not done on the GPU.
         """
         return uploads.Frame(self)
 
@@ -606,6 +607,10 @@ class StagingRing:
             message = f"no staging buffer can come back; {'; '.join(held)}"
             logger.warning(message)
             raise StallTimeout(message)
+        self._check_fences()
+
+    def _check_fences(self) -> None:
+        """Raise if the GPU has not finished for too long."""
         if self._fence_timeout is not None and self._tracker.oldest_age() > self._fence_timeout:
             raise FenceTimeout(f"the GPU has not given a staging buffer back; {self._tracker.describe()}")
 

@@ -581,6 +581,46 @@ async def test_the_loop_goes_on_while_a_submit_blocks(simulated_ring: OpenRing, 
 
 async def test_the_statistics_at_each_step_of_a_script(
     gpu: SimulatedGpu, simulated_ring: OpenRing, always_shared: None
+async def test_frames_that_are_open_count_as_in_flight(gpu: SimulatedGpu, simulated_ring: OpenRing) -> None:
+    ring = await simulated_ring(ring_count=2)
+    entered, leave = [], anyio.Event()
+
+    async def draw(number: int) -> None:
+        async with ring.frame():
+            entered.append(number)
+            await leave.wait()
+
+    tasks = [asyncio.ensure_future(draw(number)) for number in range(3)]
+    await turns()
+    assert entered == [0, 1]
+    tasks[0].cancel()  # an abandoned one makes room at once
+    await until(lambda: entered == [0, 1, 2])
+    leave.set()
+    await asyncio.gather(*tasks[1:])
+    third = asyncio.ensure_future(draw(3))
+    await turns()
+    assert entered == [0, 1, 2]
+    gpu.complete_all()
+    await third
+
+
+async def test_a_frame_with_a_bad_copy_counts_until_the_gpu_is_done_with_the_rest(
+    gpu: SimulatedGpu, simulated_ring: OpenRing
+) -> None:
+    ring, target = await simulated_ring(ring_count=1), gpu.buffer(16)
+    frame = ring.frame()
+    with pytest.raises(aiostage.InvalidCopy):
+        async with frame:
+            await frame.write_buffer(target, 0, b"1234")
+            target.destroy()
+    assert not frame.fence.done()
+    entering = asyncio.ensure_future(ring.frame().__aenter__())
+    await turns()
+    assert not entering.done()
+    gpu.complete()
+    await (await entering).__aexit__(None, None, None)
+
+
 ) -> None:
     ring, target = await simulated_ring(ring_count=3, buffer_size=1024), gpu.buffer(1024)
 
