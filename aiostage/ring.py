@@ -601,6 +601,9 @@ class StagingRing:
 
     def _explain(self) -> None:
         """Raise if waiting on cannot help: say who holds the buffers, or that the GPU does."""
+        if self._native.is_lost():  # with nothing in flight, nobody has heard of it yet
+            self._break(DeviceLost("the device was lost"))
+            return
         self._reclaim()  # what stays behind cannot go
         held = [f"buffer {b.index}: {why}" for b in self._buffers if (why := b.held_by())]
         if len(held) == self.ring_count:

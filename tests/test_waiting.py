@@ -633,6 +633,20 @@ async def test_a_lost_device_fails_batches_and_frames(gpu: SimulatedGpu, simulat
         async with ring.frame() as frame:
             await frame.write_buffer(target, 0, b"1234")
             gpu.lose()
+async def test_a_waiter_behind_open_slots_alone_hears_that_the_device_was_lost(
+    gpu: SimulatedGpu, simulated_ring: OpenRing
+) -> None:
+    ring = await simulated_ring(ring_count=1, stall_timeout=0.02)
+    held = await ring.allocate(1024)
+    waiter = start(ring.allocate(4))
+    await waiting(ring, 1)
+    gpu.lose()  # with nothing in flight: nobody polls, and no callback tells
+    with pytest.raises(aiostage.DeviceLost):
+        await in_time(waiter)
+    with pytest.raises(aiostage.DeviceLost):
+        held.commit()
+
+
     with pytest.raises(aiostage.DeviceLost):
         async with ring.batch():
             pass
