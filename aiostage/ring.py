@@ -710,7 +710,8 @@ class StagingRing:
             assert buffer.memory is not None
             data = bytes(buffer.memory[slot.offset : slot.offset + slot.size])
             self._native.write_relay(relay, data + bytes(padding))
-            buffer.used -= slot.size
+            if not slot._copies:  # the ring's own still read it
+                buffer.used -= slot.size
         else:
             self._slots.stage(BufferCopy(buffer, slot.offset, relay, 0, slot.size))
             self._depart(self._slots, self._slots.sealable())

@@ -159,6 +159,26 @@ async def test_an_allocation_ends_once(simulated_ring: OpenRing) -> None:
     assert ring.stats_nowait().bytes_in_flight == 16
 
 
+async def test_a_slot_copied_by_the_ring_and_by_a_callers_encoder_counts_until_its_buffer_comes_back(
+    gpu: SimulatedGpu, simulated_ring: OpenRing, always_shared: None
+) -> None:
+    ring, target, encoder = await simulated_ring(ring_count=1), gpu.buffer(1024), gpu.create_encoder()
+    held = await ring.allocate(4)  # so that the encoder's copy goes by the queue
+    with await ring.allocate(8) as slot:
+        slot.view[:] = b"12345678"
+        slot.copy_to_buffer(target, 0)
+        slot.copy_to_buffer(target, 8, encoder=encoder)
+    held.abandon()
+    assert ring.stats_nowait().bytes_in_flight == 8
+    waiter = asyncio.ensure_future(ring.allocate(1024))  # has the ring submit what is staged
+    await until(lambda: gpu.in_flight)
+    gpu.complete()
+    (await waiter).abandon()
+    await ring.submit([encoder.finish()])
+    gpu.complete()
+    assert target.bytes[:16].tobytes() == b"12345678" * 2
+
+
 async def test_commit_inside_the_with_block_is_enough(simulated_ring: OpenRing) -> None:
     ring = await simulated_ring()
     with await ring.allocate(16) as slot:
