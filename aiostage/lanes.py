@@ -171,7 +171,7 @@ class Lane:
         self.copies.append(copy)
 
     def take(self, buffers: Sequence[StagingBuffer]) -> list[Copy]:
-        """Remove `buffers` and their copies, which are returned in order."""
+        """Remove `buffers` and what need not stay with the others: those copies are returned in order."""
         going = set(buffers)
         copies = [copy for copy in self.copies if copy.source in going]
         self.copies = [copy for copy in self.copies if copy.source not in going]

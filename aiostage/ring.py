@@ -933,23 +933,20 @@ class StagingRing:
 
     async def _drain(self) -> None:
         """Submit what is committed and wait for the GPU."""
-        for held in self._slots.blocked():
-            fresh = self._next_available(self._slots)
-            if fresh is None:
-                logger.error("closed with open allocations in every buffer: %d copies beside them lost", held.copies)
-            else:
-                await self._evacuate(self._slots, held, fresh)
-        for lane in (self._uploads, self._slots):
-            ready = [buffer for buffer in lane.sealable() if buffer.copies]
-            if ready:
-                self._depart(lane, ready)
-        while self._under_way:
-            await self._changed()
-        with anyio.move_on_after(self._fence_timeout) as scope:
-            try:
+        try:
+            for held in self._slots.blocked():
+                copies = [copy for copy in self._slots.copies if copy.source is held]
+                await self._workers.run(partial(self._lift, held, copies))
+            for lane in (self._uploads, self._slots):
+                ready = [buffer for buffer in lane.sealable() if buffer.copies]
+                if ready or lane.copies:
+                    self._depart(lane, ready)
+            while self._under_way:
+                await self._changed()
+            with anyio.move_on_after(self._fence_timeout) as scope:
                 await self._tracker.wait_all()
-            except DeviceLost:
-                pass
+        except DeviceLost:
+            return
         if scope.cancelled_caught:
             raise FenceTimeout(f"the GPU has not finished what the ring submitted; {self._tracker.describe()}")
 
@@ -958,6 +955,15 @@ class StagingRing:
         if self._error is None:
             self._error = error
             self._wake_all(error)
+
+    def _lift(self, held: StagingBuffer, copies: Sequence[Copy]) -> None:
+        """Move copies out of a buffer that is held open, with no other one needed: through the queue."""
+        for copy in copies:
+            assert held.memory is not None
+            data = bytes(held.memory[copy.offset : copy.offset + copy.nbytes]) + bytes(-copy.nbytes % 4)
+            relay = self._native.create_relay(len(data))
+            self._native.write_relay(relay, data)
+            copy.source, copy.offset = _Relay(relay), 0
 
     def _wake_all(self, error: StagingError) -> None:
         while self._waiters:

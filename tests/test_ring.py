@@ -804,6 +804,19 @@ async def test_closing_submits_what_is_committed_beside_an_open_slot(
     slot.abandon()
 
 
+async def test_closing_loses_no_copy_beside_an_open_slot_when_no_other_buffer_is_free(
+    gpu: SimulatedGpu, simulated_ring: OpenRing, always_shared: None
+) -> None:
+    ring, target = await simulated_ring(ring_count=1), gpu.buffer(16)
+    gpu.free_running = True
+    slot = await ring.allocate(4)
+    put(await ring.allocate(7), target, 0, b"old!")
+    put(await ring.allocate(8), target, 0, b"new data")
+    await ring.aclose()
+    assert target.bytes[:8].tobytes() == b"new data"
+    slot.abandon()
+
+
 async def test_a_slot_that_is_open_when_the_ring_closes_ends_with_ring_closed_and_no_warning(
     gpu: SimulatedGpu, simulated_ring: OpenRing
 ) -> None:
