@@ -173,9 +173,10 @@ class Lane:
     def take(self, buffers: Sequence[StagingBuffer]) -> list[Copy]:
         """Remove `buffers` and what need not stay with the others: those copies are returned in order."""
         going = set(buffers)
-        copies = [copy for copy in self.copies if copy.source in going]
-        self.copies = [copy for copy in self.copies if copy.source not in going]
         self.buffers = [buffer for buffer in self.buffers if buffer not in going]
+        staying = set(self.buffers)
+        copies = [copy for copy in self.copies if copy.source not in staying]
+        self.copies = [copy for copy in self.copies if copy.source in staying]
         return copies
 
     def sealable(self) -> list[StagingBuffer]:
@@ -189,7 +190,10 @@ class Lane:
     def ready(self) -> list[StagingBuffer]:
         """Buffers that may depart by themselves: nobody writes to them, and no earlier copy to a destination of theirs
         stays behind in a buffer that somebody does write to."""
-        staying = {b for b in self.buffers if b.is_held or b.unstaged or not b.used}
+        return self.may_go({b for b in self.buffers if b.is_held or b.unstaged or not b.used})
+
+    def may_go(self, staying: set[StagingBuffer]) -> list[StagingBuffer]:
+        """Buffers that overtake no copy to a destination of theirs if they depart and `staying` do not."""
         if not staying:
             return list(self.buffers)
         while True:

@@ -299,8 +299,8 @@ class StagingRing:
         """
         self._check()
         command_buffers = list(command_buffers)
-        await self._unblock(self._slots)
-        submission = self._depart(self._slots, self._slots.sealable(), command_buffers)
+        ready = await self._unblock(self._slots)
+        submission = self._depart(self._slots, ready, command_buffers)
         await submission.made.wait()
         self._raise_failures()
         return submission.fence
@@ -806,35 +806,41 @@ class StagingRing:
         if self._cursor == buffer.index:
             self._cursor = (buffer.index + 1) % self.ring_count
 
-    async def _unblock(self, lane: Lane) -> None:
-        """Wait until no copy of `lane` shares its buffer with something open, or is moved to a free buffer."""
+    async def _unblock(self, lane: Lane) -> list[StagingBuffer]:
+        """Wait until no copy of `lane` shares its buffer with something open, or is moved to a free buffer.
+
+        :returns: what may depart. A copy that was staged meanwhile, and that one in there would overtake, was waited for
+            as well.
+        """
         wanted = set(lane.copies)
         while True:
             self._check()
-            blocked = [b for b in lane.buffers if b.is_held and any(c.source is b for c in lane.copies if c in wanted)]
-            if not blocked:
-                return
+            ready = lane.may_go({buffer for buffer in lane.buffers if buffer.is_held})
+            left = {copy.source for copy in wanted.intersection(lane.copies)}.difference(ready)
+            if not left:
+                return ready
+            blocked = [buffer for buffer in lane.buffers if buffer.is_held and buffer in left] or lane.blocked()
             for buffer in blocked:
                 buffer.closed = True  # or the wait might never end
-            fresh = self._next_available(lane) if blocked[0].open else None
+            # A waiter's place that was handed over becomes an open allocation in this turn.
+            fresh = self._next_available(lane) if blocked[0].open and not blocked[0].copying else None
             if fresh is not None:
-                await self._evacuate(lane, blocked[0], fresh)
-                continue
+                self._evacuate(lane, blocked[0], fresh)
             with anyio.move_on_after(self._patience) as scope:
                 await self._changed()
             if scope.cancelled_caught:
                 self._explain()
 
-    async def _evacuate(self, lane: Lane, held: StagingBuffer, fresh: StagingBuffer) -> None:
-        """Move the copies out of a buffer that somebody else holds open."""
+    def _evacuate(self, lane: Lane, held: StagingBuffer, fresh: StagingBuffer) -> None:
+        """Have the copies moved out of a buffer that somebody else holds open. Nobody's cancellation ends that."""
         # They count as in the fresh buffer at once, which nobody submits before the bytes are there.
         moving = [copy for copy in lane.copies if copy.source is held]
         for copy in moving:
             copy.source = fresh
         fresh.copies, held.copies = held.copies, 0
-        moved = held.used - sum(hold.size for hold in held.open.values())
-        fresh.used += moved
-        held.used -= moved
+        leaving = held.used - sum(hold.size for hold in held.open.values())
+        fresh.used += leaving
+        held.used -= leaving
         fresh.head, fresh.closed = held.head, True
         for buffer in (held, fresh):
             buffer.copying += 1
@@ -847,12 +853,12 @@ class StagingRing:
                 span = slice(copy.offset, copy.offset + copy.nbytes)
                 target[span] = source[span]
 
-        try:
-            await self._workers.run(move)
-        finally:
+        def moved(error: BaseException | None) -> None:
             for buffer in (held, fresh):
                 buffer.copying -= 1
-            self._let_go(held)
+                self._let_go(buffer)
+
+        self._workers.start(move, moved)
 
     def _discard(self, lane: Lane) -> None:
         """A batch or frame is abandoned: its copies are forgotten, also those that a thread is still writing."""
@@ -950,12 +956,6 @@ class StagingRing:
         if scope.cancelled_caught:
             raise FenceTimeout(f"the GPU has not finished what the ring submitted; {self._tracker.describe()}")
 
-    def _break(self, error: StagingError) -> None:
-        """The device is gone: everybody who waits hears of it."""
-        if self._error is None:
-            self._error = error
-            self._wake_all(error)
-
     def _lift(self, held: StagingBuffer, copies: Sequence[Copy]) -> None:
         """Move copies out of a buffer that is held open, with no other one needed: through the queue."""
         for copy in copies:
@@ -964,6 +964,12 @@ class StagingRing:
             relay = self._native.create_relay(len(data))
             self._native.write_relay(relay, data)
             copy.source, copy.offset = _Relay(relay), 0
+
+    def _break(self, error: StagingError) -> None:
+        """The device is gone: everybody who waits hears of it."""
+        if self._error is None:
+            self._error = error
+            self._wake_all(error)
 
     def _wake_all(self, error: StagingError) -> None:
         while self._waiters:

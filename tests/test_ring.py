@@ -581,26 +581,6 @@ async def test_at_most_ring_count_frames_are_in_flight(gpu: SimulatedGpu, simula
     gpu.complete_all()
 
 
-async def test_the_loop_goes_on_while_a_submit_blocks(simulated_ring: OpenRing, gpu: SimulatedGpu) -> None:
-    gpu.submit_blocks = True
-    ring, target = await simulated_ring(), gpu.buffer(4)
-    gpu.may_submit.clear()
-    upload = asyncio.ensure_future(ring.write_buffer(target, 0, b"data"))
-    await until(lambda: ring.stats_nowait().submits == 1)
-    await turns()
-    assert not upload.done()
-    (await ring.allocate(4)).abandon()
-    gpu.may_submit.set()
-    await upload
-    gpu.complete()
-    assert target.bytes.tobytes() == b"data"
-
-
-# -- statistics --
-
-
-async def test_the_statistics_at_each_step_of_a_script(
-    gpu: SimulatedGpu, simulated_ring: OpenRing, always_shared: None
 async def test_frames_that_are_open_count_as_in_flight(gpu: SimulatedGpu, simulated_ring: OpenRing) -> None:
     ring = await simulated_ring(ring_count=2)
     entered, leave = [], anyio.Event()
@@ -641,6 +621,26 @@ async def test_a_frame_with_a_bad_copy_counts_until_the_gpu_is_done_with_the_res
     await (await entering).__aexit__(None, None, None)
 
 
+async def test_the_loop_goes_on_while_a_submit_blocks(simulated_ring: OpenRing, gpu: SimulatedGpu) -> None:
+    gpu.submit_blocks = True
+    ring, target = await simulated_ring(), gpu.buffer(4)
+    gpu.may_submit.clear()
+    upload = asyncio.ensure_future(ring.write_buffer(target, 0, b"data"))
+    await until(lambda: ring.stats_nowait().submits == 1)
+    await turns()
+    assert not upload.done()
+    (await ring.allocate(4)).abandon()
+    gpu.may_submit.set()
+    await upload
+    gpu.complete()
+    assert target.bytes.tobytes() == b"data"
+
+
+# -- statistics --
+
+
+async def test_the_statistics_at_each_step_of_a_script(
+    gpu: SimulatedGpu, simulated_ring: OpenRing, always_shared: None
 ) -> None:
     ring, target = await simulated_ring(ring_count=3, buffer_size=1024), gpu.buffer(1024)
 

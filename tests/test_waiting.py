@@ -392,6 +392,28 @@ async def test_no_copy_overtakes_an_earlier_one_to_the_same_place_when_others_ne
     assert target.bytes[:4].tobytes() == b"new."
 
 
+async def test_copies_staged_while_a_submit_waits_keep_their_order_between_two_buffers(
+    gpu: SimulatedGpu, simulated_ring: OpenRing, always_shared: None
+) -> None:
+    ring, target = await simulated_ring(ring_count=2), gpu.buffer(1024)
+    holders = [await ring.allocate(512), await ring.allocate(512)]  # buffer 0 is full
+    late = await ring.allocate(512)  # in buffer 1
+    with await ring.allocate(256) as waited_for:
+        waited_for.copy_to_buffer(target, 512)
+    submitting = start(ring.submit())  # for the copy in buffer 1, beside `late`
+    await turns()
+    for slot, data in ((holders[0], b"old."), (late, b"new.")):
+        slot.view[:4] = data
+        slot.copy_to_buffer(target, size=4)
+        slot.commit()
+    await turns()
+    holders[1].abandon()
+    await in_time(submitting)
+    await ring.submit()
+    gpu.complete_all()
+    assert target.bytes[:4].tobytes() == b"new."
+
+
 # -- what cannot be resolved is said --
 
 
@@ -611,6 +633,20 @@ async def test_a_lost_device_wakes_every_waiter_and_fails_every_fence(
     await in_time(ring.aclose())
 
 
+async def test_a_waiter_behind_open_slots_alone_hears_that_the_device_was_lost(
+    gpu: SimulatedGpu, simulated_ring: OpenRing
+) -> None:
+    ring = await simulated_ring(ring_count=1, stall_timeout=0.02)
+    held = await ring.allocate(1024)
+    waiter = start(ring.allocate(4))
+    await waiting(ring, 1)
+    gpu.lose()  # with nothing in flight: nobody polls, and no callback tells
+    with pytest.raises(aiostage.DeviceLost):
+        await in_time(waiter)
+    with pytest.raises(aiostage.DeviceLost):
+        held.commit()
+
+
 async def test_a_device_that_is_lost_before_the_submit_fails_those_who_wait_for_it(
     gpu: SimulatedGpu, simulated_ring: OpenRing
 ) -> None:
@@ -633,20 +669,6 @@ async def test_a_lost_device_fails_batches_and_frames(gpu: SimulatedGpu, simulat
         async with ring.frame() as frame:
             await frame.write_buffer(target, 0, b"1234")
             gpu.lose()
-async def test_a_waiter_behind_open_slots_alone_hears_that_the_device_was_lost(
-    gpu: SimulatedGpu, simulated_ring: OpenRing
-) -> None:
-    ring = await simulated_ring(ring_count=1, stall_timeout=0.02)
-    held = await ring.allocate(1024)
-    waiter = start(ring.allocate(4))
-    await waiting(ring, 1)
-    gpu.lose()  # with nothing in flight: nobody polls, and no callback tells
-    with pytest.raises(aiostage.DeviceLost):
-        await in_time(waiter)
-    with pytest.raises(aiostage.DeviceLost):
-        held.commit()
-
-
     with pytest.raises(aiostage.DeviceLost):
         async with ring.batch():
             pass
