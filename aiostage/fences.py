@@ -72,6 +72,9 @@ class Fence:
         with anyio.move_on_after(timeout):
             await self
             return
+        if self.done():  # in the very turn of the timeout
+            await self
+            return
         raise FenceTimeout(f"fence {self.value} is not done after {self.elapsed:.3f} s; {self._tracker.describe()}")
 
     def add_done_callback(self, callback: Callable[[Fence], object]) -> None:

@@ -48,9 +48,13 @@ class Trip:
         self._event: anyio.Event | None = None
         self._callbacks: list[Callable[[Trip], object]] = []
 
+    @property
+    def is_over(self) -> bool:
+        return self.submission is not None or self.error is not None
+
     async def wait(self) -> Submission:
         """The submission that took the buffer, once it was made. :raises DeviceLost, RingClosed:"""
-        if self.submission is None and self.error is None:
+        if not self.is_over:
             if self._event is None:
                 self._event = anyio.Event()
             await self._event.wait()
@@ -60,8 +64,11 @@ class Trip:
         return self.submission
 
     def then(self, callback: Callable[[Trip], object]) -> None:
-        """Call `callback` with the trip when it is over."""
-        self._callbacks.append(callback)
+        """Call `callback` with the trip when it is over; at once if it is."""
+        if self.is_over:
+            callback(self)
+        else:
+            self._callbacks.append(callback)
 
     def end(self, submission: Submission) -> None:
         """`submission` was made, or failed."""
@@ -132,12 +139,14 @@ class StagingBuffer:
         return bool(self.open) or self.copying > 0
 
     def held_by(self) -> str:
-        """What keeps it from coming back that only its users can end; empty if nothing does."""
+        """What keeps it from coming back that only users can end, once all that can go is gone; empty if nothing."""
         reasons = [str(hold) for hold in self.open.values()]
         if self.quarantine:
             reasons.append("a view of an abandoned allocation")
         if self.unstaged:
             reasons.append(f"{self.unstaged} allocations committed without a copy")
+        if not reasons and self.copies and not self.copying:
+            reasons.append("copies that must not overtake earlier ones")
         return ", ".join(reasons)
 
     def place(self, size: int, alignment: int) -> int | None:
@@ -168,11 +177,12 @@ class Lane:
         self.copies.append(copy)
 
     def take(self, buffers: Sequence[StagingBuffer]) -> list[Copy]:
-        """Remove `buffers` and their copies, which are returned in order."""
+        """Remove `buffers` and what need not stay with the others: those copies are returned in order."""
         going = set(buffers)
-        copies = [copy for copy in self.copies if copy.source in going]
-        self.copies = [copy for copy in self.copies if copy.source not in going]
         self.buffers = [buffer for buffer in self.buffers if buffer not in going]
+        staying = set(self.buffers)
+        copies = [copy for copy in self.copies if copy.source not in staying]
+        self.copies = [copy for copy in self.copies if copy.source in staying]
         return copies
 
     def sealable(self) -> list[StagingBuffer]:
@@ -186,7 +196,10 @@ class Lane:
     def ready(self) -> list[StagingBuffer]:
         """Buffers that may depart by themselves: nobody writes to them, and no earlier copy to a destination of theirs
         stays behind in a buffer that somebody does write to."""
-        staying = {b for b in self.buffers if b.is_held or b.unstaged or not b.used}
+        return self.may_go({b for b in self.buffers if b.is_held or b.unstaged or not b.used})
+
+    def may_go(self, staying: set[StagingBuffer]) -> list[StagingBuffer]:
+        """Buffers that overtake no copy to a destination of theirs if they depart and `staying` do not."""
         if not staying:
             return list(self.buffers)
         while True:

@@ -49,7 +49,7 @@ from .lanes import Hold, Lane, StagingBuffer, Submission, Trip
 from .native import Native, export
 from .stats import BufferState, StagingStats
 from .views import Views
-from .workers import Workers
+from .workers import Workers, wait_out
 
 logger = logging.getLogger("aiostage")
 
@@ -107,7 +107,7 @@ class StagingRing:
     :param strict_views: tolerate no view at all of an allocation's memory at commit, not even a read-only one.
     :param host_cached: staging memory that can be read as fast as it is written, or ValueError where the device has
         none. By default where the device has it; `ring.host_cached` says what it is.
-    :param stall_timeout: seconds until an allocation that only open allocations hold up raises StallTimeout.
+    :param stall_timeout: seconds until a call that only open allocations hold up raises StallTimeout.
     :param fence_timeout: seconds until one that waits for the GPU raises FenceTimeout; None waits on.
     :param threads: threads that copy uploads; by default one for each core, at most 12.
     :param inline_size: uploads up to this many bytes are copied on the loop: a thread would cost more.
@@ -141,6 +141,7 @@ class StagingRing:
         self._host_cached = host_cached
         self._stall_timeout = stall_timeout
         self._fence_timeout = fence_timeout
+        self._patience = min(stall_timeout, fence_timeout or stall_timeout)
         self._threads = min(12, os.cpu_count() or 2) if threads is None else _positive(threads, "threads")
         self._inline_size = inline_size
         self._error: StagingError | None = RingClosed("the ring is not open; use 'async with'")
@@ -151,7 +152,7 @@ class StagingRing:
         self._uploads = Lane()  # write_buffer and write_texture
         self._lanes = {self._slots, self._uploads}  # and one of each batch and frame
         self._waiters: OrderedDict[_Waiter, None] = OrderedDict()
-        self._frames: deque[Fence] = deque()
+        self._frames: set[uploads.Frame] = set()  # open, or with a fence that is pending
         self._failures: deque[tuple[Any, InvalidCopy]] = deque(maxlen=64)  # of slots: (task, why)
         self._change: anyio.Event | None = None
         self._flush_scheduled = False
@@ -201,21 +202,26 @@ class StagingRing:
     async def aclose(self) -> None:
         """Submit what is committed, wait for what is in flight, and give the memory back.
 
-        Waiters are woken with RingClosed; open allocations are abandoned.
+        Waiters are woken with RingClosed; open allocations are abandoned. Cancelled by asyncio's own means, it waits
+        for the GPU no longer; the memory is given back all the same.
+
+        :raises FenceTimeout: the GPU had not finished after `fence_timeout` seconds. The ring is closed.
         """
         if not self._buffers or isinstance(self._error, RingClosed):
             return
         self._port.check()
         lost, self._error = self._error, RingClosed("the ring was closed")
         self._wake_all(self._error)
-        with anyio.CancelScope(shield=True):
-            while any(buffer.copying for buffer in self._buffers):
-                await self._changed()
-            if lost is None:
-                await self._drain()
-            while self._under_way:
-                await self._changed()
-        self._release()
+        try:
+            with anyio.CancelScope(shield=True):
+                await wait_out(self._threads_are_done, self._changed)
+                if lost is None:
+                    await self._drain()
+        finally:
+            try:
+                await wait_out(self._threads_are_done, self._changed)
+            finally:
+                self._release()
 
     async def __aenter__(self) -> StagingRing:
         await self.open()
@@ -286,12 +292,13 @@ class StagingRing:
         :returns: a fence that completes when the GPU has finished all of it.
         :raises InvalidSubmit: a command buffer is unfit; nothing was submitted.
         :raises InvalidCopy: a destination of a copy that this task staged was destroyed; the rest was submitted.
+        :raises StallTimeout: open allocations have held every buffer for `stall_timeout` seconds; nothing was sent.
         :raises DeviceLost:
         """
         self._check()
         command_buffers = list(command_buffers)
-        await self._unblock(self._slots)
-        submission = self._depart(self._slots, self._slots.sealable(), command_buffers)
+        ready = await self._unblock(self._slots)
+        submission = self._depart(self._slots, ready, command_buffers)
         await submission.made.wait()
         self._raise_failures()
         return submission.fence
@@ -376,7 +383,8 @@ class StagingRing:
     def frame(self) -> uploads.Frame:
         """One frame of a loop: uploads, then `frame.encoder`, in one submit when the `async with` block ends.
 
-        Entering waits while `frames_in_flight` frames (`ring_count`, or three if none was given) are in flight.
+        Entering waits while `frames_in_flight` frames (`ring_count`, or three if none was given) are in flight: entered
+        and not done on the GPU.
         """
         return uploads.Frame(self)
 
@@ -540,9 +548,8 @@ class StagingRing:
             raise AllocationClosed("the batch or frame has ended")
 
     async def _suspend(self, waiter: _Waiter) -> None:
-        patience = min(self._stall_timeout, self._fence_timeout or self._stall_timeout)
         while True:
-            with anyio.move_on_after(patience):
+            with anyio.move_on_after(self._patience):
                 await waiter.event.wait()
             if waiter.event.is_set():
                 return
@@ -550,11 +557,19 @@ class StagingRing:
 
     def _explain(self) -> None:
         """Raise if waiting on cannot help: say who holds the buffers, or that the GPU does."""
+        if self._native.is_lost():  # with nothing in flight, nobody has heard of it yet
+            self._break(DeviceLost("the device was lost"))
+            return
+        self._reclaim()  # what stays behind cannot go
         held = [f"buffer {b.index}: {why}" for b in self._buffers if (why := b.held_by())]
         if len(held) == self.ring_count:
             message = f"no staging buffer can come back; {'; '.join(held)}"
             logger.warning(message)
             raise StallTimeout(message)
+        self._check_fences()
+
+    def _check_fences(self) -> None:
+        """Raise if the GPU has not finished for too long."""
         if self._fence_timeout is not None and self._tracker.oldest_age() > self._fence_timeout:
             raise FenceTimeout(f"the GPU has not given a staging buffer back; {self._tracker.describe()}")
 
@@ -651,7 +666,8 @@ class StagingRing:
             assert buffer.memory is not None
             data = bytes(buffer.memory[slot.offset : slot.offset + slot.size])
             self._native.write_relay(relay, data + bytes(padding))
-            buffer.used -= slot.size
+            if not slot._copies:  # the ring's own still read it
+                buffer.used -= slot.size
         else:
             self._slots.stage(BufferCopy(buffer, slot.offset, relay, 0, slot.size))
             self._depart(self._slots, self._slots.sealable())
@@ -713,7 +729,8 @@ class StagingRing:
             return set()
         with tracker.order:
             submission.failures = native.submit(submission.copies, submission.command_buffers)
-            telling = set() if submission.failures else {copy.source for copy in submission.copies}
+            sources = {copy.source for copy in submission.copies} if not submission.failures else set()
+            telling = sources.intersection(submission.buffers)
             tracker.insert(submission.fence, ask=not telling)
         return telling
 
@@ -753,32 +770,41 @@ class StagingRing:
         if self._cursor == buffer.index:
             self._cursor = (buffer.index + 1) % self.ring_count
 
-    async def _unblock(self, lane: Lane) -> None:
-        """Wait until no copy of `lane` shares its buffer with something open, or is moved to a free buffer."""
+    async def _unblock(self, lane: Lane) -> list[StagingBuffer]:
+        """Wait until no copy of `lane` shares its buffer with something open, or is moved to a free buffer.
+
+        :returns: what may depart. A copy that was staged meanwhile, and that one in there would overtake, was waited
+            for as well.
+        """
         wanted = set(lane.copies)
         while True:
             self._check()
-            blocked = [b for b in lane.buffers if b.is_held and any(c.source is b for c in lane.copies if c in wanted)]
-            if not blocked:
-                return
+            ready = lane.may_go({buffer for buffer in lane.buffers if buffer.is_held})
+            left = {copy.source for copy in wanted.intersection(lane.copies)}.difference(ready)
+            if not left:
+                return ready
+            blocked = [buffer for buffer in lane.buffers if buffer.is_held and buffer in left] or lane.blocked()
             for buffer in blocked:
                 buffer.closed = True  # or the wait might never end
-            fresh = self._next_available(lane) if blocked[0].open else None
+            # A waiter's place that was handed over becomes an open allocation in this turn.
+            fresh = self._next_available(lane) if blocked[0].open and not blocked[0].copying else None
             if fresh is not None:
-                await self._evacuate(lane, blocked[0], fresh)
-            else:
+                self._evacuate(lane, blocked[0], fresh)
+            with anyio.move_on_after(self._patience) as scope:
                 await self._changed()
+            if scope.cancelled_caught:
+                self._explain()
 
-    async def _evacuate(self, lane: Lane, held: StagingBuffer, fresh: StagingBuffer) -> None:
-        """Move the copies out of a buffer that somebody else holds open."""
+    def _evacuate(self, lane: Lane, held: StagingBuffer, fresh: StagingBuffer) -> None:
+        """Have the copies moved out of a buffer that somebody else holds open. Nobody's cancellation ends that."""
         # They count as in the fresh buffer at once, which nobody submits before the bytes are there.
         moving = [copy for copy in lane.copies if copy.source is held]
         for copy in moving:
             copy.source = fresh
         fresh.copies, held.copies = held.copies, 0
-        moved = held.used - sum(hold.size for hold in held.open.values())
-        fresh.used += moved
-        held.used -= moved
+        leaving = held.used - sum(hold.size for hold in held.open.values())
+        fresh.used += leaving
+        held.used -= leaving
         fresh.head, fresh.closed = held.head, True
         for buffer in (held, fresh):
             buffer.copying += 1
@@ -791,12 +817,12 @@ class StagingRing:
                 span = slice(copy.offset, copy.offset + copy.nbytes)
                 target[span] = source[span]
 
-        try:
-            await self._workers.run(move)
-        finally:
+        def moved(error: BaseException | None) -> None:
             for buffer in (held, fresh):
                 buffer.copying -= 1
-            self._let_go(held)
+                self._let_go(buffer)
+
+        self._workers.start(move, moved)
 
     def _discard(self, lane: Lane) -> None:
         """A batch or frame is abandoned: its copies are forgotten, also those that a thread is still writing."""
@@ -878,24 +904,36 @@ class StagingRing:
             handle = self._native.create_staging_buffer(self.buffer_size, self.host_cached)
             self._buffers.append(StagingBuffer(index, handle, self.buffer_size))
 
+    def _threads_are_done(self) -> bool:
+        return not self._under_way and not any(buffer.copying for buffer in self._buffers)
+
     async def _drain(self) -> None:
         """Submit what is committed and wait for the GPU."""
-        for held in self._slots.blocked():
-            fresh = self._next_available(self._slots)
-            if fresh is None:
-                logger.error("closed with open allocations in every buffer: %d copies beside them lost", held.copies)
-            else:
-                await self._evacuate(self._slots, held, fresh)
-        for lane in (self._uploads, self._slots):
-            ready = [buffer for buffer in lane.sealable() if buffer.copies]
-            if ready:
-                self._depart(lane, ready)
-        while self._under_way:
-            await self._changed()
         try:
-            await self._tracker.wait_all()
+            for held in self._slots.blocked():
+                copies = [copy for copy in self._slots.copies if copy.source is held]
+                await self._workers.run(partial(self._lift, held, copies))
+            for lane in (self._uploads, self._slots):
+                ready = [buffer for buffer in lane.sealable() if buffer.copies]
+                if ready or lane.copies:
+                    self._depart(lane, ready)
+            while self._under_way:
+                await self._changed()
+            with anyio.move_on_after(self._fence_timeout) as scope:
+                await self._tracker.wait_all()
         except DeviceLost:
-            pass
+            return
+        if scope.cancelled_caught:
+            raise FenceTimeout(f"the GPU has not finished what the ring submitted; {self._tracker.describe()}")
+
+    def _lift(self, held: StagingBuffer, copies: Sequence[Copy]) -> None:
+        """Move copies out of a buffer that is held open, with no other one needed: through the queue."""
+        for copy in copies:
+            assert held.memory is not None
+            data = bytes(held.memory[copy.offset : copy.offset + copy.nbytes]) + bytes(-copy.nbytes % 4)
+            relay = self._native.create_relay(len(data))
+            self._native.write_relay(relay, data)
+            copy.source, copy.offset = _Relay(relay), 0
 
     def _break(self, error: StagingError) -> None:
         """The device is gone: everybody who waits hears of it."""

@@ -33,6 +33,7 @@ from .errors import AllocationClosed, AllocationTooLarge, InvalidCopy
 from .fences import Fence
 from .formats import TexelBlock, is_depth_stencil, padded_row
 from .lanes import Lane, StagingBuffer, Trip
+from .workers import wait_out
 
 if TYPE_CHECKING:
     from .ring import StagingRing
@@ -128,8 +129,8 @@ class Batch:
                 ring._discard(lane)
             else:
                 ring._retire(lane)
-        await submission.made.wait()
         self._fence = submission.fence
+        await submission.made.wait()
         failures = [why for trip in lane.trips or () for _, why in (await trip.wait()).failures]
         if failures:
             raise failures[0]
@@ -154,20 +155,31 @@ class Frame(Batch):
         return self._encoder
 
     async def __aenter__(self) -> Frame:
-        frames = self._ring._frames
-        self._ring._check()
-        while frames and (len(frames) >= self._ring.frames_in_flight or frames[0].done()):
-            if not frames[0].done():
-                await frames[0]
-            if frames and frames[0].done():
-                frames.popleft()
+        ring = self._ring
+        ring._check()
+        while len(ring._frames) >= ring.frames_in_flight:
+            with anyio.move_on_after(ring._fence_timeout):
+                await ring._changed()
+            ring._check()
+            if len(ring._frames) >= ring.frames_in_flight:
+                ring._check_fences()
         self._enter()
+        ring._frames.add(self)
         return self
 
     async def __aexit__(self, exc_type: type[BaseException] | None, *rest: object) -> None:
-        await self._leave(exc_type is not None, self._finish)
-        if self._fence is not None:
-            self._ring._frames.append(self._fence)
+        try:
+            await self._leave(exc_type is not None, self._finish)
+        finally:
+            if self._fence is None:  # abandoned
+                self._over()
+            else:
+                self._fence.add_done_callback(self._over)
+
+    def _over(self, *_: object) -> None:
+        """It is in flight no more: the next may be entered."""
+        self._ring._frames.discard(self)
+        self._ring._notify()
 
     def _finish(self) -> list[Any]:
         return [] if self._encoder is None else [self._ring._native.finish_encoder(self._encoder)]
@@ -224,9 +236,14 @@ class _Filling:
         """Wait until nothing is pending, also when cancelled: threads read the caller's data and write into a shared
         buffer."""
         if self._pending:
-            self._idle = anyio.Event()
-            with anyio.CancelScope(shield=True):
-                await self._idle.wait()
+            await wait_out(self._is_idle, self._until_idle)
+
+    def _is_idle(self) -> bool:
+        return self._pending == 0
+
+    async def _until_idle(self) -> None:
+        self._idle = anyio.Event()
+        await self._idle.wait()
 
     def _done(self, piece: Piece, buffer: StagingBuffer, offset: int, error: BaseException | None) -> None:
         copy = piece.copy(buffer, offset) if error is None else None

@@ -6,7 +6,7 @@ import atexit
 import queue
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from functools import partial
 from weakref import WeakSet
 
@@ -63,8 +63,7 @@ class Workers:
             finished.set()
 
         self.start(job, done)
-        with anyio.CancelScope(shield=True):
-            await finished.wait()
+        await wait_out(finished.is_set, finished.wait)
         if errors[0] is not None:
             raise errors[0]
 
@@ -111,6 +110,28 @@ class Workers:
             job = self._jobs.popleft()
             self._waiting -= job[2]
             return job
+
+
+async def wait_out(is_over: Callable[[], bool], wait: Callable[[], Awaitable[object]]) -> None:
+    """Wait again and again until `is_over()`; for threads, which write to memory that others get next.
+
+    What is thrown into the waiting task is raised afterwards. A shield alone holds off only anyio's cancellations:
+    none by asyncio's own means (`task.cancel`, `asyncio.timeout`, Ctrl-C under `asyncio.run`), nor trio's Ctrl-C.
+    """
+    thrown: BaseException | None = None
+    while not is_over():
+        try:
+            if thrown is None:
+                await wait()
+            else:
+                with anyio.CancelScope(shield=True):
+                    await wait()
+        except GeneratorExit:  # there is no loop any more to wait on
+            raise
+        except BaseException as error:
+            thrown = error
+    if thrown is not None:
+        raise thrown
 
 
 _all_workers: WeakSet[Workers] = WeakSet()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+import time
 from collections.abc import AsyncIterator
 
 import anyio
@@ -291,3 +292,18 @@ async def test_a_destroyed_device_fails_its_fences(own_device: wgpu.GPUDevice) -
         with pytest.raises(aiostage.DeviceLost):
             await tracker.insert()
     tracker.close()
+
+
+async def test_a_fence_that_completes_in_the_turn_of_its_timeout_is_no_timeout(
+    gpu: SimulatedGpu, tracker: FenceTracker
+) -> None:
+    fence, lost = work(gpu, tracker), work(gpu, tracker)
+    waits = [asyncio.ensure_future(one.wait(0.01)) for one in (fence, lost)]
+    await asyncio.sleep(0)
+    loop = asyncio.get_running_loop()
+    loop.call_later(0.015, fence._complete, None)
+    loop.call_later(0.015, lost._complete, aiostage.DeviceLost("gone"))
+    time.sleep(0.02)  # all of it becomes due in one turn, the timeouts first
+    await waits[0]
+    with pytest.raises(aiostage.DeviceLost):
+        await waits[1]

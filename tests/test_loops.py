@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -12,6 +13,7 @@ from simulated import SimulatedGpu, until
 
 import aiostage
 from aiostage import StagingRing
+from aiostage.loop import LoopPort
 
 LOOPS: dict[str, dict[str, Any]] = {
     "asyncio": {"backend": "asyncio"},
@@ -80,6 +82,20 @@ def test_waiting_hand_over_cancellation_and_close(run: Run, gpu: SimulatedGpu) -
         assert target.bytes[:4].tobytes() == b"late"
 
     run(scenario)
+
+
+def test_a_posted_callback_that_raises_holds_up_none_of_the_others() -> None:
+    async def scenario() -> list[int]:
+        port, ran, reports = LoopPort(), [], []
+        asyncio.get_running_loop().set_exception_handler(lambda loop, context: reports.append(context["exception"]))
+        port.post(lambda: ran.append(1))
+        port.post(lambda: 1 / 0)
+        port.post(lambda: ran.append(2))
+        await until(lambda: len(ran) == 2)
+        assert [type(error) for error in reports] == [ZeroDivisionError]
+        return ran
+
+    assert asyncio.run(scenario()) == [1, 2]
 
 
 def test_slots_uploads_batches_frames_and_copy_threads(run: Run, gpu: SimulatedGpu) -> None:

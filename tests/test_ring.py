@@ -159,6 +159,26 @@ async def test_an_allocation_ends_once(simulated_ring: OpenRing) -> None:
     assert ring.stats_nowait().bytes_in_flight == 16
 
 
+async def test_a_slot_copied_by_the_ring_and_by_a_callers_encoder_counts_until_its_buffer_comes_back(
+    gpu: SimulatedGpu, simulated_ring: OpenRing, always_shared: None
+) -> None:
+    ring, target, encoder = await simulated_ring(ring_count=1), gpu.buffer(1024), gpu.create_encoder()
+    held = await ring.allocate(4)  # so that the encoder's copy goes by the queue
+    with await ring.allocate(8) as slot:
+        slot.view[:] = b"12345678"
+        slot.copy_to_buffer(target, 0)
+        slot.copy_to_buffer(target, 8, encoder=encoder)
+    held.abandon()
+    assert ring.stats_nowait().bytes_in_flight == 8
+    waiter = asyncio.ensure_future(ring.allocate(1024))  # has the ring submit what is staged
+    await until(lambda: gpu.in_flight)
+    gpu.complete()
+    (await waiter).abandon()
+    await ring.submit([encoder.finish()])
+    gpu.complete()
+    assert target.bytes[:16].tobytes() == b"12345678" * 2
+
+
 async def test_commit_inside_the_with_block_is_enough(simulated_ring: OpenRing) -> None:
     ring = await simulated_ring()
     with await ring.allocate(16) as slot:
@@ -561,6 +581,46 @@ async def test_at_most_ring_count_frames_are_in_flight(gpu: SimulatedGpu, simula
     gpu.complete_all()
 
 
+async def test_frames_that_are_open_count_as_in_flight(gpu: SimulatedGpu, simulated_ring: OpenRing) -> None:
+    ring = await simulated_ring(ring_count=2)
+    entered, leave = [], anyio.Event()
+
+    async def draw(number: int) -> None:
+        async with ring.frame():
+            entered.append(number)
+            await leave.wait()
+
+    tasks = [asyncio.ensure_future(draw(number)) for number in range(3)]
+    await turns()
+    assert entered == [0, 1]
+    tasks[0].cancel()  # an abandoned one makes room at once
+    await until(lambda: entered == [0, 1, 2])
+    leave.set()
+    await asyncio.gather(*tasks[1:])
+    third = asyncio.ensure_future(draw(3))
+    await turns()
+    assert entered == [0, 1, 2]
+    gpu.complete_all()
+    await third
+
+
+async def test_a_frame_with_a_bad_copy_counts_until_the_gpu_is_done_with_the_rest(
+    gpu: SimulatedGpu, simulated_ring: OpenRing
+) -> None:
+    ring, target = await simulated_ring(ring_count=1), gpu.buffer(16)
+    frame = ring.frame()
+    with pytest.raises(aiostage.InvalidCopy):
+        async with frame:
+            await frame.write_buffer(target, 0, b"1234")
+            target.destroy()
+    assert not frame.fence.done()
+    entering = asyncio.ensure_future(ring.frame().__aenter__())
+    await turns()
+    assert not entering.done()
+    gpu.complete()
+    await (await entering).__aexit__(None, None, None)
+
+
 async def test_the_loop_goes_on_while_a_submit_blocks(simulated_ring: OpenRing, gpu: SimulatedGpu) -> None:
     gpu.submit_blocks = True
     ring, target = await simulated_ring(), gpu.buffer(4)
@@ -741,6 +801,19 @@ async def test_closing_submits_what_is_committed_beside_an_open_slot(
     put(await ring.allocate(4), target, 0, b"data")
     await ring.aclose()
     assert target.bytes[:4].tobytes() == b"data"
+    slot.abandon()
+
+
+async def test_closing_loses_no_copy_beside_an_open_slot_when_no_other_buffer_is_free(
+    gpu: SimulatedGpu, simulated_ring: OpenRing, always_shared: None
+) -> None:
+    ring, target = await simulated_ring(ring_count=1), gpu.buffer(16)
+    gpu.free_running = True
+    slot = await ring.allocate(4)
+    put(await ring.allocate(7), target, 0, b"old!")
+    put(await ring.allocate(8), target, 0, b"new data")
+    await ring.aclose()
+    assert target.bytes[:8].tobytes() == b"new data"
     slot.abandon()
 
 

@@ -392,6 +392,28 @@ async def test_no_copy_overtakes_an_earlier_one_to_the_same_place_when_others_ne
     assert target.bytes[:4].tobytes() == b"new."
 
 
+async def test_copies_staged_while_a_submit_waits_keep_their_order_between_two_buffers(
+    gpu: SimulatedGpu, simulated_ring: OpenRing, always_shared: None
+) -> None:
+    ring, target = await simulated_ring(ring_count=2), gpu.buffer(1024)
+    holders = [await ring.allocate(512), await ring.allocate(512)]  # buffer 0 is full
+    late = await ring.allocate(512)  # in buffer 1
+    with await ring.allocate(256) as waited_for:
+        waited_for.copy_to_buffer(target, 512)
+    submitting = start(ring.submit())  # for the copy in buffer 1, beside `late`
+    await turns()
+    for slot, data in ((holders[0], b"old."), (late, b"new.")):
+        slot.view[:4] = data
+        slot.copy_to_buffer(target, size=4)
+        slot.commit()
+    await turns()
+    holders[1].abandon()
+    await in_time(submitting)
+    await ring.submit()
+    gpu.complete_all()
+    assert target.bytes[:4].tobytes() == b"new."
+
+
 # -- what cannot be resolved is said --
 
 
@@ -456,6 +478,110 @@ async def test_a_gpu_that_does_not_give_a_buffer_back_in_time_is_a_fence_timeout
     (await in_time(ring.allocate(4))).abandon()
 
 
+async def test_a_submit_that_an_open_slot_holds_up_for_good_says_whose_it_is(
+    gpu: SimulatedGpu, simulated_ring: OpenRing, always_shared: None
+) -> None:
+    ring, target = await simulated_ring(ring_count=1, stall_timeout=0.02), gpu.buffer(1024)
+
+    async def hoard() -> aiostage.Allocation:
+        return await ring.allocate(16)
+
+    slow = await asyncio.create_task(hoard(), name="hoarder")
+    with await ring.allocate(8) as quick:
+        quick.view[:] = b"fast way"
+        quick.copy_to_buffer(target)
+    with pytest.raises(aiostage.StallTimeout, match="buffer 0: hoarder holds 16 bytes"):
+        await in_time(ring.submit())
+    slow.abandon()
+    fence = await in_time(ring.submit())  # the copy was not lost
+    gpu.complete_all()
+    await fence
+    assert target.bytes[:8].tobytes() == b"fast way"
+
+
+async def test_a_buffer_that_may_not_go_before_another_counts_as_held(
+    gpu: SimulatedGpu, simulated_ring: OpenRing, always_shared: None
+) -> None:
+    ring, target = await simulated_ring(ring_count=2, stall_timeout=0.02), gpu.buffer(1024)
+    held = await ring.allocate(4)
+    for size in (4, 1024):  # the later copy, in the second buffer, must not overtake the one beside the open slot
+        with await ring.allocate(size) as slot:
+            slot.copy_to_buffer(target)
+    with pytest.raises(aiostage.StallTimeout, match="buffer 1: copies that must not overtake earlier ones"):
+        await in_time(ring.allocate(1024))
+    held.abandon()
+    gpu.free_running = True
+    (await in_time(ring.allocate(1024))).abandon()
+
+
+async def test_a_buffer_that_somebody_is_about_to_fill_is_no_stall(gpu: SimulatedGpu, simulated_ring: OpenRing) -> None:
+    ring, target = await simulated_ring(ring_count=2, stall_timeout=0.005), gpu.buffer(1024)
+    held = await ring.allocate(1024)
+    gpu.may_submit.clear()
+    upload = start(ring.write_buffer(target, 0, bytes(1024)))
+    await turns()
+    waiter = start(ring.allocate(4))
+    await anyio.sleep(0.05)
+    assert not waiter.done()
+    gpu.may_submit.set()
+    await upload
+    gpu.complete()
+    (await in_time(waiter)).abandon()
+    held.abandon()
+
+
+async def test_a_frame_that_waits_for_earlier_ones_too_long_is_a_fence_timeout(
+    gpu: SimulatedGpu, simulated_ring: OpenRing
+) -> None:
+    ring, target = await simulated_ring(ring_count=2, fence_timeout=0.02), gpu.buffer(1024)
+
+    async def frame() -> None:
+        async with ring.frame() as frame:
+            await frame.write_buffer(target, 0, b"1234")
+
+    for _ in range(2):
+        await in_time(frame())
+    with pytest.raises(aiostage.FenceTimeout, match="the oldest is fence 1"):
+        await in_time(frame())
+    gpu.free_running = True
+    await in_time(frame())
+
+
+async def test_every_call_that_waits_for_a_buffer_too_long_is_a_fence_timeout(
+    gpu: SimulatedGpu, simulated_ring: OpenRing
+) -> None:
+    ring, target = await simulated_ring(ring_count=1, fence_timeout=0.01), gpu.buffer(4096)
+    texture = gpu.texture("rgba8unorm", (4, 4, 1))
+    await fill(ring, target)
+
+    async def batch() -> None:
+        async with ring.batch() as batch:
+            await batch.write_buffer(target, 0, bytes(4096))
+
+    for call in (
+        lambda: ring.allocate(4),
+        lambda: ring.allocate_texture((4, 4), "rgba8unorm"),
+        lambda: ring.write_buffer(target, 0, bytes(4096)),
+        lambda: ring.write_texture({"texture": texture}, bytes(64)),
+        batch,
+    ):
+        with pytest.raises(aiostage.FenceTimeout, match="the GPU has not given a staging buffer back; 1 pending"):
+            await in_time(call())
+    gpu.free_running = True
+    await in_time(ring.write_buffer(target, 0, bytes(4096)))
+
+
+async def test_closing_waits_for_the_gpu_as_long_as_for_a_fence_and_gives_everything_back(gpu: SimulatedGpu) -> None:
+    budget = aiostage.MemoryBudget(1024)
+    ring = StagingRing(gpu, 1, 1024, fence_timeout=0.02, budget=budget)
+    await ring.open()
+    await ring.write_buffer(gpu.buffer(16), 0, bytes(16))
+    with pytest.raises(aiostage.FenceTimeout, match="1 pending"):
+        await in_time(ring.aclose())
+    assert (budget.used, gpu.attached) == (0, 0)
+    await ring.aclose()
+
+
 # -- ends --
 
 
@@ -505,6 +631,20 @@ async def test_a_lost_device_wakes_every_waiter_and_fails_every_fence(
         await ring.submit()
     assert not target.bytes.any()
     await in_time(ring.aclose())
+
+
+async def test_a_waiter_behind_open_slots_alone_hears_that_the_device_was_lost(
+    gpu: SimulatedGpu, simulated_ring: OpenRing
+) -> None:
+    ring = await simulated_ring(ring_count=1, stall_timeout=0.02)
+    held = await ring.allocate(1024)
+    waiter = start(ring.allocate(4))
+    await waiting(ring, 1)
+    gpu.lose()  # with nothing in flight: nobody polls, and no callback tells
+    with pytest.raises(aiostage.DeviceLost):
+        await in_time(waiter)
+    with pytest.raises(aiostage.DeviceLost):
+        held.commit()
 
 
 async def test_a_device_that_is_lost_before_the_submit_fails_those_who_wait_for_it(

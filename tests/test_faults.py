@@ -1,0 +1,419 @@
+"""Every public coroutine, struck at each of its suspensions, on a GPU that the test drives.
+
+A *scene* is one call of the library, or one block. A *strike* is what happens to it: a cancellation of each kind,
+Ctrl-C, the end of its device, its ring or its destination. For n = 0, 1, 2, … the scene is played, on a new ring, and
+struck as it suspends for the nth time, until it gets by without suspending that often. Beside it other tasks upload:
+one was there before, one comes while it waits, one holds a slot open all the time. What they uploaded must arrive, and
+the ring must be whole afterwards.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Callable, Coroutine, Generator
+from functools import partial
+from typing import Any, NamedTuple
+
+import anyio
+import anyio.lowlevel
+import pytest
+from containers import ktx2
+from simulated import SimulatedBuffer, SimulatedGpu, SimulatedTexture, until
+from test_loops import LOOPS
+
+import aiostage
+import aiostage.textures
+from aiostage import BufferState, MemoryBudget, StagingRing
+
+BUFFER = 1024  # bytes in each of the ring's three staging buffers
+RAW = 5  # what every byte of the scene's own uploads is
+BC1 = ktx2("bc1-rgba-unorm", (16, 16), [bytes([RAW]) * 8 * n for n in (16, 4, 1)])
+
+
+class Gpu(SimulatedGpu):
+    """With what `aiostage.textures` asks of a device."""
+
+    features = ("texture-compression-bc",)
+    limits = {"max-texture-dimension-2d": 64, "max-texture-array-layers": 1}  # noqa: RUF012 - never changed
+
+    def create_texture(self, *, format: str, size: Any, mip_level_count: int, **rest: Any) -> SimulatedTexture:
+        return self.texture(format, size, mip_level_count)
+
+
+class Stage:
+    """What a scene is played on."""
+
+    def __init__(self, gpu: Gpu) -> None:
+        self.gpu = gpu
+        self.ring = StagingRing(gpu, 3, BUFFER, inline_size=64)
+        self.budget = MemoryBudget(4 * BUFFER)  # of a second ring, in the scenes that have one
+        self.target = gpu.buffer(8 * BUFFER)
+        self.texture = gpu.texture("rgba8unorm", (64, 64, 1))
+        self.others = {name: gpu.buffer(3 * BUFFER) for name in ("before", "after", "holder")}
+        self.ready = anyio.Event()  # everything is in place for the scene
+        self.over = anyio.Event()
+
+    def destroy_destinations(self) -> None:
+        self.target.destroy()
+        self.texture.destroy()
+
+
+Scene = Callable[[Stage], Coroutine[Any, Any, Any]]
+
+
+async def nothing(stage: Stage) -> None:
+    pass
+
+
+async def full(stage: Stage) -> None:
+    """The GPU has every buffer but the one that the holder's slot is in."""
+    while True:
+        try:
+            slot = stage.ring.allocate_nowait(BUFFER)
+        except anyio.WouldBlock:
+            return
+        with slot:
+            slot.copy_to_buffer(stage.others["before"])
+        await stage.ring.submit()
+
+
+async def crowded(stage: Stage) -> None:
+    """The scene's own copies lie beside the holder's open slot."""
+    with stage.ring.allocate_nowait(64) as slot:
+        slot.view[:] = bytes([RAW]) * 64
+        slot.copy_to_buffer(stage.target)
+
+
+async def cornered(stage: Stage) -> None:
+    """The same, and there is no buffer to move them to."""
+    await full(stage)
+    await crowded(stage)
+
+
+# -- the scenes --
+
+
+async def allocate(stage: Stage) -> None:
+    with await stage.ring.allocate(512) as slot:
+        slot.view[:] = bytes([RAW]) * 512
+        await anyio.lowlevel.checkpoint()
+        slot.copy_to_buffer(stage.target)
+    await stage.ring.submit()
+
+
+async def allocate_texture(stage: Stage) -> None:
+    with await stage.ring.allocate_texture((4, 4), "rgba8unorm") as slot:
+        slot.array()[:] = RAW
+        slot.copy_to_texture({"texture": stage.texture})
+    await stage.ring.submit()
+
+
+async def submit(stage: Stage) -> None:
+    await stage.ring.submit()
+
+
+async def write_small(stage: Stage) -> None:
+    await stage.ring.write_buffer(stage.target, 0, bytes([RAW]) * 16)
+
+
+async def write_in_a_thread(stage: Stage) -> None:
+    await stage.ring.write_buffer(stage.target, 0, bytes([RAW]) * 800)
+
+
+async def write_more_than_the_ring(stage: Stage) -> None:
+    await stage.ring.write_buffer(stage.target, 0, bytes([RAW]) * 5 * BUFFER)
+
+
+async def write_texture(stage: Stage) -> None:
+    await stage.ring.write_texture({"texture": stage.texture}, bytes([RAW]) * 64 * 64 * 4)
+
+
+async def batch(stage: Stage) -> None:
+    async with stage.ring.batch() as batch:
+        await batch.write_buffer(stage.target, 0, bytes([RAW]) * 16)
+        await batch.write_buffer(stage.target, 16, bytes([RAW]) * 4 * BUFFER)
+        await batch.write_texture({"texture": stage.texture}, bytes([RAW]) * 1024, size=(16, 16))
+    await batch.fence
+
+
+async def frames(stage: Stage) -> None:
+    for _ in range(5):  # more than may be in flight
+        async with stage.ring.frame() as frame:
+            await frame.write_buffer(stage.target, 0, bytes([RAW]) * 100)
+            frame.encoder.run(lambda: None)
+
+
+async def stats(stage: Stage) -> None:
+    await stage.ring.stats()
+
+
+async def watch(stage: Stage) -> None:
+    seen = 0
+    async for _ in stage.ring.watch(0.0001):
+        seen += 1
+        if seen == 3:
+            break
+
+
+async def await_fence(stage: Stage) -> None:
+    await stage.ring._tracker.insert()
+
+
+async def wait_for_fence(stage: Stage) -> None:
+    await stage.ring._tracker.insert().wait(30)
+
+
+async def wait_all(stage: Stage) -> None:
+    stage.ring._tracker.insert()
+    await stage.ring._tracker.wait_all()
+
+
+async def tracker(stage: Stage) -> None:
+    async with aiostage.FenceTracker(stage.gpu) as tracker:
+        tracker.insert()
+
+
+async def open_and_close(stage: Stage) -> None:
+    """A second ring on the same device."""
+    ring = StagingRing(stage.gpu, 4, BUFFER, budget=stage.budget, inline_size=64)
+    async with ring:
+        await ring.write_buffer(stage.target, 0, bytes([RAW]) * 100)
+        with await ring.allocate(64) as slot:
+            slot.view[:] = bytes([RAW]) * 64
+            slot.copy_to_buffer(stage.target, 128)
+        open_slot = await ring.allocate(64)
+        stage.gpu.free_running = False  # closing has something to wait for
+        with await ring.allocate(64) as slot:
+            slot.view[:] = bytes([RAW]) * 64
+            slot.copy_to_buffer(stage.target, 256)
+        # leaving moves that copy away from the open slot, submits it, and waits for the GPU
+    open_slot.abandon()
+
+
+async def load_texture(stage: Stage) -> None:
+    await aiostage.textures.load(stage.ring, BC1)
+
+
+async def wait_for_level(stage: Stage) -> None:
+    async with aiostage.textures.open(stage.ring, BC1) as stream, anyio.create_task_group() as group:
+        group.start_soon(stream.wait_level, 0)
+        async for _ in stream:
+            pass
+
+
+class Entry(NamedTuple):
+    scene: Scene
+    least: int  # suspensions, or the test would have struck nothing
+    prepare: Scene = nothing
+
+
+SCENES = {
+    "allocate": Entry(allocate, 2, full),
+    "allocate_texture": Entry(allocate_texture, 1, full),
+    "submit, copies to be moved": Entry(submit, 1, crowded),
+    "submit, copies that wait": Entry(submit, 1, cornered),
+    "write_buffer, small": Entry(write_small, 1),
+    "write_buffer, copied by a thread": Entry(write_in_a_thread, 1),
+    "write_buffer, that waits": Entry(write_small, 1, full),
+    "write_buffer, larger than the ring": Entry(write_more_than_the_ring, 2),
+    "write_texture, larger than the ring": Entry(write_texture, 2),
+    "batch, larger than the ring": Entry(batch, 3),
+    "frame": Entry(frames, 3),
+    "stats": Entry(stats, 1),
+    "watch": Entry(watch, 4),
+    "await fence": Entry(await_fence, 1, full),
+    "Fence.wait": Entry(wait_for_fence, 1, full),
+    "FenceTracker.wait_all": Entry(wait_all, 1, full),
+    "FenceTracker, leaving": Entry(tracker, 1, full),
+    "open, aclose": Entry(open_and_close, 4),
+    "textures.load": Entry(load_texture, 4),
+    "TextureStream.wait_level": Entry(wait_for_level, 4),
+}
+
+
+# -- striking --
+
+
+class Struck:
+    """Awaits a coroutine, and calls `strike` as it suspends for the nth time, before the loop hears of that."""
+
+    def __init__(self, coroutine: Coroutine[Any, Any, Any], suspended: Callable[[int], None]) -> None:
+        self._coroutine = coroutine
+        self._suspended = suspended
+        self.suspensions = 0
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        resume: Callable[[], Any] = partial(self._coroutine.send, None)
+        while True:
+            try:
+                trap = resume()
+            except StopIteration as end:
+                return end.value
+            self._suspended(self.suspensions)
+            self.suspensions += 1
+            try:
+                resume = partial(self._coroutine.send, (yield trap))
+            except BaseException as error:
+                resume = partial(self._coroutine.throw, error)
+
+
+class Strike(NamedTuple):
+    """What happens to the scene, and what may come out of it then; out of the others' tasks nothing, by default."""
+
+    by: Callable[[Stage, anyio.CancelScope, Any], Any]
+    errors: tuple[type[BaseException], ...] = ()
+    others: tuple[type[BaseException], ...] = ()
+
+
+def cancel_task(stage: Stage, scope: anyio.CancelScope, group: Any) -> None:
+    task = asyncio.current_task()
+    assert task is not None
+    task.cancel()
+
+
+def interrupt(stage: Stage, scope: anyio.CancelScope, group: Any) -> None:
+    """As Ctrl-C is delivered: the signal comes while trio's main task is suspended."""
+    import trio
+
+    trio.lowlevel.current_trio_token().run_sync_soon(signal.raise_signal, signal.SIGINT)
+
+
+STRIKES = {
+    "cancelled by its scope": Strike(lambda stage, scope, group: scope.cancel()),
+    "cancelled by asyncio": Strike(cancel_task, (asyncio.CancelledError,)),
+    "interrupted": Strike(interrupt, (KeyboardInterrupt,)),
+    "its device lost": Strike(
+        lambda stage, scope, group: stage.gpu.lose(), (aiostage.DeviceLost,), (aiostage.DeviceLost,)
+    ),
+    "its ring closed": Strike(
+        lambda stage, scope, group: group.start_soon(stage.ring.aclose),
+        (aiostage.RingClosed, aiostage.AllocationClosed),
+        (aiostage.RingClosed,),
+    ),
+    "its destination destroyed": Strike(
+        lambda stage, scope, group: stage.destroy_destinations(), (aiostage.InvalidCopy,)
+    ),
+}
+
+
+async def play(entry: Entry, strike: Strike, n: int, submit_blocks: bool) -> bool:
+    """Whether the scene was struck: it may end before its nth suspension."""
+    gpu = Gpu(submit_blocks=submit_blocks)
+    stage = Stage(gpu)
+    struck = False
+    with anyio.fail_after(30):
+        async with anyio.create_task_group() as group:
+            await stage.ring.open()
+            group.start_soon(partial(hold, stage, strike))
+            await stage.ready.wait()
+            await entry.prepare(stage)
+            group.start_soon(partial(upload, stage, strike, "before"))
+            await anyio.lowlevel.checkpoint()
+
+            def suspended(index: int) -> None:
+                nonlocal struck
+                if index == 0:
+                    group.start_soon(partial(upload, stage, strike, "after"))
+                if index == n:
+                    struck = True
+                    strike.by(stage, scope, group)
+                gpu.free_running = True
+
+            with anyio.CancelScope() as scope:
+                try:
+                    await Struck(entry.scene(stage), suspended)
+                    if struck and strike.by is interrupt:  # which may take trio some turns longer than the scene
+                        await anyio.sleep_forever()
+                except strike.errors as error:
+                    if isinstance(error, asyncio.CancelledError):
+                        asyncio.current_task().uncancel()  # type: ignore[union-attr]
+                except BaseExceptionGroup as errors:
+                    assert errors.split(strike.errors)[1] is None  # noqa: PT017
+            gpu.free_running = True
+            stage.over.set()
+        assert set(stage.target.bytes.tolist()) <= {0, RAW}
+        if not strike.others:
+            await assert_whole(stage)
+        await stage.ring.aclose()
+    if not strike.others:  # otherwise the holder's slot may keep its memory
+        assert all(buffer.destroyed for buffer in gpu.staging[:3])
+    assert stage.budget.used == 0
+    assert stage.ring._budget.used == 0
+    assert gpu.attached == 0
+    assert gpu.violations == []
+    return struck
+
+
+async def upload(stage: Stage, strike: Strike, name: str) -> None:
+    """Somebody else's upload, larger than a buffer; it fails only if device or ring are gone."""
+    target = stage.others[name]
+    try:
+        await (await stage.ring.write_buffer(target, 0, name.encode() * 300))
+    except strike.others:
+        return
+    if not strike.others:
+        assert target.bytes.tobytes().startswith(name.encode() * 300)
+
+
+async def hold(stage: Stage, strike: Strike) -> None:
+    """Somebody else's slot, which is open until the scene is over."""
+    slot = await stage.ring.allocate(64)
+    stage.ready.set()
+    await stage.over.wait()
+    try:
+        with slot:
+            slot.view[:6] = b"holder"
+            slot.copy_to_buffer(stage.others["holder"], size=8)
+        await (await stage.ring.submit())
+    except strike.others:
+        return
+    if not strike.others:
+        assert stage.others["holder"].bytes[:6].tobytes() == b"holder"
+
+
+async def assert_whole(stage: Stage) -> None:
+    """Nothing of the ring is lost: every buffer can be had, and carries an upload to the GPU."""
+    ring = stage.ring
+    await ring.submit()  # of copies whose own submit was struck
+    await until(lambda: set(ring.stats_nowait().buffer_states) == {BufferState.AVAILABLE})
+    stats = ring.stats_nowait()
+    assert (stats.bytes_in_flight, stats.waiters) == (0, 0)
+    slots = [ring.allocate_nowait(BUFFER) for _ in range(ring.ring_count)]
+    for slot in slots:
+        slot.abandon()
+    target = SimulatedBuffer(stage.gpu, 6 * BUFFER, stage.target.usage)
+    await (await ring.write_buffer(target, 0, bytes([7]) * 6 * BUFFER))
+    assert set(target.bytes.tolist()) == {7}
+    assert not ring._lanes - {ring._slots, ring._uploads}
+
+
+WAYS = [
+    *(
+        ("asyncio", strike, submit_blocks)
+        for strike in STRIKES
+        if strike != "interrupted"  # asyncio cancels the main task then
+        for submit_blocks in (False, True)
+    ),
+    ("uvloop", "cancelled by asyncio", True),
+    ("trio", "cancelled by its scope", True),
+    ("trio", "interrupted", False),
+]
+
+
+@pytest.mark.parametrize(
+    ("loop", "strike", "submit_blocks"),
+    WAYS,
+    ids=(f"{strike}, on {loop}{', submits in a thread' * blocks}" for loop, strike, blocks in WAYS),
+)
+@pytest.mark.parametrize("scene", SCENES)
+def test_struck_at_any_suspension(scene: str, loop: str, strike: str, submit_blocks: bool) -> None:
+    struck, more = 0, True
+    while more:
+        try:
+            more = anyio.run(play, SCENES[scene], STRIKES[strike], struck, submit_blocks, **LOOPS[loop])
+        except BaseException as error:
+            error.add_note(f"struck at suspension {struck}")
+            raise
+        struck += more
+    assert struck >= SCENES[scene].least
