@@ -185,6 +185,7 @@ def region_of(destination: Destination, size: Any) -> TextureRegion:
 
 
 Destination = tuple[Any, int, Triple, str, TexelBlock]
+_DESTINATION_KEYS = {"texture", "mip_level", "origin", "aspect"}
 
 
 def resolve_destination(destination: Mapping[str, Any], owner: Any) -> Destination:
@@ -195,8 +196,7 @@ def resolve_destination(destination: Mapping[str, Any], owner: Any) -> Destinati
         if given is None:
             raise InvalidCopy(f"destination must be a dict with a texture in it, not {type(destination).__name__}")
     destination = given
-    unknown = set(destination) - {"texture", "mip_level", "origin", "aspect"}
-    if unknown or "texture" not in destination:
+    if "texture" not in destination or not destination.keys() <= _DESTINATION_KEYS:
         raise InvalidCopy(f"destination has texture, mip_level, origin and aspect, not {sorted(destination)}")
     texture = destination["texture"]
     _check_destination(texture, "texture", _TEXTURE_COPY_DST, "TextureUsage.COPY_DST", owner)
@@ -278,6 +278,10 @@ def pop_layout(layout: dict[str, Any], row: int, rows: int) -> Triple:
 
 
 def _triple(value: Any, name: str, keys: Sequence[str], default: int) -> Triple:
+    if type(value) is tuple and len(value) == 3:  # nearly always
+        x, y, z = value
+        if type(x) is type(y) is type(z) is int and min(value) >= 0 and max(value) <= 0xFFFFFFFF:
+            return value
     if isinstance(value, Mapping):
         if set(value) - set(keys):
             raise InvalidCopy(f"{name} has {', '.join(keys)}, not {sorted(value)}")

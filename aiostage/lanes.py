@@ -11,7 +11,7 @@ import anyio
 import numpy as np
 import numpy.typing as npt
 
-from .copies import Copy
+from .copies import BufferCopy, Copy
 from .errors import InvalidCopy, StagingError
 from .fences import Fence
 from .stats import BufferState
@@ -90,6 +90,7 @@ class StagingBuffer:
 
     __slots__ = (
         "address",
+        "bytes",
         "closed",
         "copies",
         "copying",
@@ -118,6 +119,7 @@ class StagingBuffer:
         self.quarantine: list[Views] = []  # abandoned, with views alive that could not be made read-only
         self.state = BufferState.FENCED
         self.memory: npt.NDArray[np.uint8] | None = None  # its bytes while mapped
+        self.bytes: memoryview | None = None  # the same, quicker for small writes
         self.address = 0
         self.clear()
 
@@ -175,6 +177,22 @@ class Lane:
     def stage(self, copy: Copy) -> None:
         copy.source.copies += 1
         self.copies.append(copy)
+
+    def stage_bytes(
+        self, source: StagingBuffer, offset: int, destination: Any, destination_offset: int, size: int
+    ) -> None:
+        """Stage bytes that nobody hears of one by one: as part of the copy before, if they continue it at both ends."""
+        last = self.copies[-1] if self.copies else None
+        if (
+            type(last) is BufferCopy
+            and last.source is source
+            and last.destination is destination
+            and last.offset + last.size == offset
+            and last.destination_offset + last.size == destination_offset
+        ):
+            last.size += size
+        else:
+            self.stage(BufferCopy(source, offset, destination, destination_offset, size))
 
     def take(self, buffers: Sequence[StagingBuffer]) -> list[Copy]:
         """Remove `buffers` and what need not stay with the others: those copies are returned in order."""

@@ -29,6 +29,7 @@ class LoopPort:
             self._soon = self._wake
             self.current_task: Callable[[], Any] = trio.lowlevel.current_task
             self.name_of: Callable[[Any], str] = operator.attrgetter("name")
+            self.event: Callable[[], Any] = trio.Event
         else:
             import asyncio  # takes longer than all of this library, and a program on trio has no use for it
 
@@ -41,6 +42,7 @@ class LoopPort:
             self._soon = self._here.call_soon
             self.current_task = asyncio.current_task
             self.name_of = operator.methodcaller("get_name")
+            self.event = asyncio.Event  # what anyio's own wraps, and finds anew for each
         self._posted: deque[Callback] = deque()
         self._scheduled = False
         self._draining = False  # posted callbacks run now

@@ -62,11 +62,11 @@ class _Waiter:
 
     __slots__ = ("alignment", "event", "lane", "place", "size")
 
-    def __init__(self, lane: Lane, size: int, alignment: int) -> None:
+    def __init__(self, lane: Lane, size: int, alignment: int, event: Any) -> None:
         self.lane = lane
         self.size = size
         self.alignment = alignment
-        self.event = anyio.Event()
+        self.event = event
         self.place: tuple[StagingBuffer, int] | None = None
 
 
@@ -242,7 +242,7 @@ class StagingRing:
         if alignment != 4 or type(alignment) is not int:
             alignment = math.lcm(4, _positive(alignment, "alignment"))
         size = self._check_size(size)
-        place = None if self._waiters else self._find(self._slots, size, alignment)
+        place = self._find_now(self._slots, size, alignment)
         if place is None:
             self._reclaim()
             raise anyio.WouldBlock
@@ -440,8 +440,8 @@ class StagingRing:
         self._port.check()
 
     def _check_size(self, size: int) -> int:
-        size = operator.index(size)
-        _positive(size, "size")
+        if type(size) is not int or size <= 0:
+            size = _positive(operator.index(size), "size")
         if size > self.buffer_size:
             raise AllocationTooLarge(f"{size} bytes do not fit in a staging buffer of {self.buffer_size}")
         return size
@@ -461,6 +461,10 @@ class StagingRing:
             if offset is not None:
                 return self._claim(buffer, offset, size)
         return None
+
+    def _find_now(self, lane: Lane, size: int, alignment: int) -> tuple[StagingBuffer, int] | None:
+        """A place, unless there is none, or others wait for one."""
+        return None if self._waiters else self._find(lane, size, alignment)
 
     def _spreads(self, buffer: StagingBuffer, size: int) -> bool:
         """Whether a large upload had better not wait in `buffer` for another's thread, since most buffers are free."""
@@ -498,7 +502,7 @@ class StagingRing:
     async def _reserve(self, lane: Lane, size: int, alignment: int) -> tuple[StagingBuffer, int]:
         """A place that the library itself fills; `_filled` ends it."""
         self._check_lane(lane)  # an upload of many pieces comes here again and again
-        place = None if self._waiters else self._find(lane, size, alignment)
+        place = self._find_now(lane, size, alignment)
         if place is None:
             return await self._wait(lane, size, alignment)
         place[0].copying += 1
@@ -521,7 +525,7 @@ class StagingRing:
     # -- waiting --
 
     async def _wait(self, lane: Lane, size: int, alignment: int) -> tuple[StagingBuffer, int]:
-        waiter = _Waiter(lane, size, alignment)
+        waiter = _Waiter(lane, size, alignment, self._port.event())
         self._waiters[waiter] = None
         self._stalls += 1
         started = time.perf_counter()
@@ -693,7 +697,7 @@ class StagingRing:
         submission = Submission(buffers, lane.take(buffers), command_buffers, Fence(self._tracker))
         for buffer in buffers:
             buffer.state = BufferState.FENCED
-            buffer.memory = None
+            buffer.memory = buffer.bytes = None
             buffer.copies = 0
             self._move_cursor(buffer)
         self._submits += 1
@@ -868,7 +872,8 @@ class StagingRing:
 
     def _map_in(self, buffer: StagingBuffer) -> None:
         buffer.address = self._native.address(buffer.handle)
-        buffer.memory = np.frombuffer(export(buffer.address, buffer.size, buffer.keep_alive), np.uint8)
+        exported = export(buffer.address, buffer.size, buffer.keep_alive)
+        buffer.memory, buffer.bytes = np.frombuffer(exported, np.uint8), memoryview(exported).cast("B")
         self._come_back(buffer)
 
     def _come_back(self, buffer: StagingBuffer) -> None:
@@ -953,7 +958,7 @@ class StagingRing:
     def _release(self) -> None:
         """Give everything back. Memory that something still points at is freed with the last of its views."""
         for buffer in self._buffers:
-            buffer.memory = None
+            buffer.memory = buffer.bytes = None
             if not buffer.open and all(export() is None for export in buffer.exports):
                 self._native.destroy(buffer.handle)
         self._buffers = []

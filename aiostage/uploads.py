@@ -82,6 +82,8 @@ class Batch:
     ) -> None:
         """Like `StagingRing.write_buffer`, submitted with the batch. On return `data` may be reused."""
         self._check()
+        if data_offset == 0 and size is None and put(self._ring, self._lane, buffer, buffer_offset, data):
+            return
         pieces = from_buffer(self._ring, buffer, buffer_offset, data, data_offset, size)
         await write(self._ring, self._lane, pieces)
 
@@ -196,8 +198,9 @@ async def write(ring: StagingRing, lane: Lane, pieces: Iterator[Piece]) -> _Fill
     filling = _Filling(ring)
     try:
         for piece in pieces:
-            buffer, offset = await ring._reserve(lane, piece.nbytes, _ALIGNMENT)
-            filling.start(piece, buffer, offset)
+            if not filling.fill_now(piece, lane):
+                buffer, offset = await ring._reserve(lane, piece.nbytes, _ALIGNMENT)
+                filling.start(piece, buffer, offset)
     finally:
         await filling.finish()
     if filling.error is not None:
@@ -211,10 +214,28 @@ class _Filling:
     def __init__(self, ring: StagingRing) -> None:
         self._ring = ring
         self._pending = 0
-        self._idle: anyio.Event | None = None
+        self._idle: Any = None
         self._copies: set[Copy] = set()  # staged and not submitted, of an upload that waits for its submit
         self.error: BaseException | None = None
         self.fence: Fence | None = None  # of the last submit
+
+    def fill_now(self, piece: Piece, lane: Lane) -> bool:
+        """Fill and stage a small piece if there is a place for it and nobody has to hear of its submit."""
+        if piece.nbytes > self._ring._inline_size or lane is self._ring._uploads:
+            return False
+        place = self._ring._find_now(lane, piece.nbytes, _ALIGNMENT)
+        if place is None:
+            return False
+        buffer, offset = place
+        assert buffer.memory is not None
+        buffer.copying += 1
+        copy = None
+        try:
+            piece.fill(buffer.memory[offset : offset + piece.nbytes])
+            copy = piece.copy(buffer, offset)
+        finally:
+            self._ring._filled(buffer, piece.nbytes, copy)
+        return True
 
     def start(self, piece: Piece, buffer: StagingBuffer, offset: int) -> None:
         """Fill a place and stage its copy, now or in a worker thread."""
@@ -242,7 +263,7 @@ class _Filling:
         return self._pending == 0
 
     async def _until_idle(self) -> None:
-        self._idle = anyio.Event()
+        self._idle = self._ring._port.event()
         await self._idle.wait()
 
     def _done(self, piece: Piece, buffer: StagingBuffer, offset: int, error: BaseException | None) -> None:
@@ -272,6 +293,29 @@ class _Filling:
 
 
 # -- bytes --
+
+
+def put(ring: StagingRing, lane: Lane, buffer: Any, buffer_offset: Any, data: Any) -> bool:
+    """The most common small write at once: contiguous bytes, and a place that is free.
+
+    False, with nothing done, for anything else; `from_buffer` finds out what it is. :raises InvalidCopy:
+    """
+    try:
+        source = memoryview(data).cast("B")
+    except (TypeError, ValueError, NotImplementedError):  # no buffer, not contiguous, or of a format of numpy's own
+        return False
+    nbytes = source.nbytes
+    if not 0 < nbytes <= ring._inline_size or type(buffer_offset) is not int:
+        return False
+    check_buffer_copy(buffer, buffer_offset, nbytes, ring._native)
+    place = ring._find_now(lane, nbytes, 4)
+    if place is None:
+        return False
+    staging, offset = place
+    assert staging.bytes is not None
+    staging.bytes[offset : offset + nbytes] = source
+    lane.stage_bytes(staging, offset, buffer, buffer_offset, nbytes)
+    return True
 
 
 def from_buffer(
@@ -370,7 +414,9 @@ def from_texels(
         blocks = _lay_out(array, data_layout or {}, region)
     if region.is_empty:
         return iter(())
-    layers, rows, columns = _portion(region, ring.buffer_size)
+    portion = layers, rows, columns = _portion(region, ring.buffer_size)
+    if layers >= blocks.shape[0] and portion[1:] == blocks.shape[1:3]:
+        return iter((_texel_piece(region, blocks),))
     return _texel_pieces(region, blocks, layers, rows, columns)
 
 
@@ -382,12 +428,16 @@ def _texel_pieces(
             for x in range(0, region.block_columns, columns):
                 source = blocks[z : z + layers, y : y + rows, x : x + columns]
                 part = region.part(z, source.shape[0], y, source.shape[1], x, source.shape[2])
-                stride = padded_row(part.row_bytes)
-                yield Piece(
-                    footprint(part, stride, part.block_rows),
-                    partial(_fill_rows, source=source, stride=stride),
-                    partial(_texture_copy, part=part, stride=stride),
-                )
+                yield _texel_piece(part, source)
+
+
+def _texel_piece(part: TextureRegion, source: npt.NDArray[Any]) -> Piece:
+    stride = padded_row(part.row_bytes)
+    return Piece(
+        footprint(part, stride, part.block_rows),
+        partial(_fill_rows, source=source, stride=stride),
+        partial(_texture_copy, part=part, stride=stride),
+    )
 
 
 def _fill_rows(memory: Bytes, source: npt.NDArray[Any], stride: int) -> None:
