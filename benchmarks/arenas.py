@@ -1,10 +1,10 @@
 """Destinations that are checked on the GPU, word by word, for what was uploaded to them.
 
-An `Arena` is a buffer or a texture full of zeros, out of which uploads take disjoint regions. Their contents are slices of
-one block of random words, none of them zero, that the GPU has as well. When an arena is full and nobody writes to it any
-more, a compute shader compares every word of every region with the slice that it should hold, and counts the words that
-are not zero, in the regions and in the whole arena: a byte that went astray makes these differ. Then it is cleared and
-used again.
+An `Arena` is a buffer or a texture full of zeros, out of which uploads take disjoint regions. Their contents are slices
+of one block of random words, none of them zero, that the GPU has as well. When an arena is full and nobody writes to it
+any more, a compute shader compares every word of every region with the slice that it should hold, and counts the words
+that are not zero, in the regions and in the whole arena: a byte that went astray makes these differ. Then it is cleared
+and used again.
 """
 
 from __future__ import annotations

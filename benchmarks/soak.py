@@ -1,10 +1,10 @@
-"""`python -m benchmarks.soak`: a million uploads of every kind by 500 coroutines through three small staging buffers.
+"""`./dev soak`: a million uploads of every kind by 500 coroutines through three small staging buffers.
 
-Every coroutine uploads again and again: buffers and textures, whole or through slots, alone, in batches and in frames, of
-random sizes; now and then it is cancelled, its producer is slow or raises, its destination is unfit or destroyed. Every
-word that was uploaded, or should not have been, is compared on the GPU (benchmarks/arenas.py). The run is cut into rounds;
-between two of them nothing is in flight, and resident memory and wgpu's objects are counted: they must stay as they were
-after a tenth of the uploads.
+Every coroutine uploads again and again: buffers and textures, whole or through slots, alone, in batches and in frames,
+of random sizes; now and then it is cancelled, its producer is slow or raises, its destination is unfit or destroyed.
+Every word that was uploaded, or should not have been, is compared on the GPU (benchmarks/arenas.py). The run is cut
+into rounds; between two of them nothing is in flight, and resident memory and wgpu's objects are counted: they must not
+grow after a tenth of the uploads.
 
 A seed fixes what is uploaded, not how the coroutines take turns.
 """
@@ -19,7 +19,6 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from random import Random
 from typing import Any
 
@@ -105,20 +104,18 @@ class Soak:
     # -- what a coroutine does --
 
     async def whole_buffer(self, rng: Random) -> None:
-        for region in await self._take(self.buffers, [any_size(rng)], rng, "write_buffer"):
-            with ending([region]):
-                region.expect = Expect.EITHER
-                fence = await self.ring.write_buffer(region.arena.target, region.buffer_offset, region.data)
-                region.expect = Expect.DATA
+        with ending(await self._take(self.buffers, [any_size(rng)], rng, "write_buffer")) as (region,):
+            region.expect = Expect.EITHER
+            fence = await self.ring.write_buffer(region.arena.target, region.buffer_offset, region.data)
+            region.expect = Expect.DATA
         if rng.random() < 0.1:
             await fence
 
     async def whole_texture(self, rng: Random) -> None:
-        for region in await self._take(self.textures, [any_size(rng)], rng, "write_texture"):
-            with ending([region]):
-                region.expect = Expect.EITHER
-                fence = await self.ring.write_texture(region.destination, region.texels)
-                region.expect = Expect.DATA
+        with ending(await self._take(self.textures, [any_size(rng)], rng, "write_texture")) as (region,):
+            region.expect = Expect.EITHER
+            fence = await self.ring.write_texture(region.destination, region.texels)
+            region.expect = Expect.DATA
         if rng.random() < 0.1:
             await fence
 
@@ -136,15 +133,14 @@ class Soak:
 
     async def texture_slot(self, rng: Random) -> None:
         size = min(any_size(rng), RING_SIZE // 16)
-        with ending(await self._take(self.textures, [size], rng, "texture slot")) as regions:
-            for region in regions:
-                with await self.ring.allocate_texture(region.size, region.arena.target.format) as slot:
-                    array = slot.array()
-                    await self._produce(array, region.texels.reshape(array.shape), rng)
-                    slot.copy_to_texture(region.destination)
-                region.expect = Expect.EITHER
+        with ending(await self._take(self.textures, [size], rng, "texture slot")) as (region,):
+            with await self.ring.allocate_texture(region.size, region.arena.target.format) as slot:
+                array = slot.array()
+                await self._produce(array, region.texels.reshape(array.shape), rng)
+                slot.copy_to_texture(region.destination)
+            region.expect = Expect.EITHER
             await self.ring.submit()
-            expect(regions, Expect.DATA)
+            region.expect = Expect.DATA
 
     async def batch(self, rng: Random) -> None:
         """Many small writes; one batch in fifty is larger than the ring."""
@@ -187,22 +183,21 @@ class Soak:
 
     async def own_encoder(self, rng: Random) -> None:
         """A slot whose copy is recorded into the coroutine's encoder; one in ten is dropped."""
-        sizes = [int(2 ** rng.uniform(0, 14))]
-        with ending(await self._take(self.buffers, sizes, rng, "slot, own encoder")) as regions:
+        size = int(2 ** rng.uniform(0, 14))
+        with ending(await self._take(self.buffers, [size], rng, "slot, own encoder")) as (region,):
             encoder = self.device.create_command_encoder()
-            for region in regions:
-                with await self.ring.allocate(region.nbytes) as slot:
-                    await self._produce(slot.array(np.uint32), region.data, rng)
-                    slot.copy_to_buffer(region.arena.target, region.buffer_offset, encoder=encoder)
+            with await self.ring.allocate(region.nbytes) as slot:
+                await self._produce(slot.array(np.uint32), region.data, rng)
+                slot.copy_to_buffer(region.arena.target, region.buffer_offset, encoder=encoder)
             if rng.random() < 0.1:
                 return
-            expect(regions, Expect.EITHER)
+            region.expect = Expect.EITHER
             try:
                 await self.ring.submit([encoder.finish()])
             except asyncio.CancelledError:
                 self.events[NEVER_SUBMITTED] += 1
                 raise
-            expect(regions, Expect.DATA)
+            region.expect = Expect.DATA
 
     async def mistake(self, rng: Random) -> None:
         """An upload that must be refused, and leave everything as it was."""
@@ -214,10 +209,9 @@ class Soak:
                 await self.ring.write_buffer(self._small, 4, np.zeros(16, np.uint32))
         elif kind == 1:
             self.events["views that outlived their slot"] += 1
-            with refused(aiostage.ViewStillAlive):
-                with await self.ring.allocate(64) as slot:
-                    view = memoryview(slot.view)
-                    slot.copy_to_buffer(self._small)
+            with refused(aiostage.ViewStillAlive), await self.ring.allocate(64) as slot:
+                view = memoryview(slot.view)
+                slot.copy_to_buffer(self._small)
             view.release()
         else:
             self.events["destinations destroyed on the way"] += 1
@@ -295,7 +289,7 @@ async def run(
     minutes: float = 60.0,
     rounds: int = 20,
     arena_bytes: int = 16 * MiB,
-    say: Callable[[str], object] = partial(print, flush=True),
+    say: Callable[[str], object] = print,
 ) -> dict[str, Any]:
     """All figures; `verdict(figures)` judges them."""
     rng, checker = Random(seed), Checker(device, seed)
@@ -313,6 +307,7 @@ async def run(
             await soak.round(coroutines, uploads * (number + 1) // rounds, end, Random(rng.random()))
             samples.append(await sample(soak, checker, time.monotonic() - started))
             say(progress(samples[-1], uploads))
+            sys.stdout.flush()
             if time.monotonic() >= end:
                 break
         stats = ring.stats_nowait()
@@ -386,7 +381,10 @@ def verdict(figures: dict[str, Any]) -> dict[str, tuple[bool, str]]:
     resident = [s["resident_MiB"] for s in later]
     growth = max(resident) - resident[0]
     wrong = checks["wrong_words"] + checks["words_astray"]
-    same = all(s[kind] == first[kind] for s in later for kind in ("objects", "native_objects"))
+    kinds = ("objects", "native_objects")
+    leaks = {
+        (name, s[of][name]) for of in kinds for s in later for name in s[of] if s[of][name] > first[of].get(name, 0)
+    }
     idle = all(not (s["bytes_in_flight"] or s["waiters"] or s["pending_fences"]) for s in samples)
     return {
         "contents": (
@@ -398,8 +396,9 @@ def verdict(figures: dict[str, Any]) -> dict[str, tuple[bool, str]]:
             f"{resident[0]} MiB after a tenth, {resident[-1]} at the end, {max(resident)} at most",
         ),
         "objects": (
-            same,
-            f"wgpu's {first['objects']['total']} objects are {'' if same else 'not '}the same since then",
+            not leaks,
+            f"wgpu has {first['objects']['total']}, wgpu-native {first['native_objects']['total']} since a tenth; "
+            f"more since: {sorted(leaks) or 'none'}",
         ),
         "idle": (idle, f"nothing {'' if idle else 'but something '}in flight between rounds"),
     }
@@ -423,7 +422,7 @@ def report(figures: dict[str, Any]) -> bool:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="soak", description=__doc__)
+    parser = argparse.ArgumentParser(prog="soak", description=__doc__.partition("\n")[0])
     parser.add_argument("--uploads", type=int, default=1_000_000, help="how many (default: a million)")
     parser.add_argument("--coroutines", type=int, default=500, help="that upload at the same time (default: 500)")
     parser.add_argument("--seed", type=int, default=1, help="of what is uploaded (default: 1)")

@@ -1,7 +1,14 @@
-"""Fixtures. Tests run on the software adapter unless AIOSTAGE_TEST_ADAPTER=gpu asks for the machine's own."""
+"""Fixtures. Tests run on the software adapter unless AIOSTAGE_TEST_ADAPTER=gpu asks for the machine's own.
+
+AIOSTAGE_TEST_LOOP=uvloop runs every asyncio test on uvloop. With PYTHONASYNCIODEBUG=1 a test fails if something held
+its loop for more than 0.1 s, unless it is marked with `blocks_loop`.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import gc
+import logging
 import os
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
@@ -20,6 +27,41 @@ def _find_adapter() -> wgpu.GPUAdapter:
         if adapter.info["adapter_type"] == wanted and adapter.info["backend_type"] == "Vulkan":
             return adapter
     pytest.exit(f"no {wanted} Vulkan adapter; './dev test' installs a software one (mesa-vulkan-drivers)", returncode=3)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if os.environ.get("AIOSTAGE_TEST_LOOP") == "uvloop":
+        import uvloop
+
+        asyncio.set_event_loop_policy(uvloop.EventLoopPolicy())
+
+
+class _SlowCallbacks(logging.Handler):
+    """Collects what asyncio says about callbacks that held the loop for more than 0.1 s."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.messages: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        message = record.getMessage()
+        if message.startswith("Executing ") and " took " in message:
+            self.messages.append(message)
+
+
+@pytest.fixture(autouse=bool(os.environ.get("PYTHONASYNCIODEBUG")))
+def nothing_holds_the_loop(request: pytest.FixtureRequest) -> Iterator[None]:
+    handler = _SlowCallbacks()
+    logger = logging.getLogger("asyncio")
+    logger.addHandler(handler)
+    gc.disable()  # a collection takes as long as the heap of all tests is large
+    yield
+    gc.enable()
+    if gc.get_count()[0] > 100_000:
+        gc.collect()
+    logger.removeHandler(handler)
+    if request.node.get_closest_marker("blocks_loop") is None:
+        assert not handler.messages, "\n".join(handler.messages)
 
 
 @pytest.fixture(scope="session")
