@@ -49,8 +49,24 @@ class _SlowCallbacks(logging.Handler):
             self.messages.append(message)
 
 
+@pytest.fixture(scope="session")
+def warmed_up(shared_device: wgpu.GPUDevice) -> None:
+    """The first ring of a process is slower: cffi parses each C type of wgpu's header when it is first used."""
+
+    async def first() -> None:
+        usage = wgpu.TextureUsage.COPY_DST
+        texture = shared_device.create_texture(size=(4, 4, 1), format="rgba8unorm", usage=usage)
+        buffer = shared_device.create_buffer(size=64, usage=wgpu.BufferUsage.COPY_DST)
+        async with aiostage.StagingRing(shared_device, 1, 1024) as ring, ring.frame() as frame:
+            await frame.write_buffer(buffer, 0, bytes(64))
+            await frame.write_texture({"texture": texture}, bytes(64))
+            frame.encoder.clear_buffer(buffer)
+
+    asyncio.run(first(), debug=False)
+
+
 @pytest.fixture(autouse=bool(os.environ.get("PYTHONASYNCIODEBUG")))
-def nothing_holds_the_loop(request: pytest.FixtureRequest) -> Iterator[None]:
+def nothing_holds_the_loop(request: pytest.FixtureRequest, warmed_up: None) -> Iterator[None]:
     handler = _SlowCallbacks()
     logger = logging.getLogger("asyncio")
     logger.addHandler(handler)
