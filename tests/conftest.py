@@ -34,6 +34,8 @@ def pytest_configure(config: pytest.Config) -> None:
         import uvloop
 
         asyncio.set_event_loop_policy(uvloop.EventLoopPolicy())
+    if os.environ.get("PYTHONASYNCIODEBUG"):
+        config.option.asyncio_debug = True  # pytest-asyncio's loops go by this
 
 
 class _SlowCallbacks(logging.Handler):
