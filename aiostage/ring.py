@@ -349,7 +349,8 @@ class StagingRing:
 
         On return `data` may be reused, and the copy was submitted: what is submitted later sees it. Calls made in the
         same turn of the loop share a submit. `data` may be any object with the buffer protocol, also larger than the
-        ring; it is taken in C order.
+        ring; it is taken in C order. Cancelled, it ends when what it had staged was submitted, and so cannot overwrite
+        the next upload.
 
         :param data_offset: bytes of `data` to skip.
         :param size: bytes to copy; default: the rest.

@@ -1,7 +1,14 @@
-"""Fixtures. Tests run on the software adapter unless AIOSTAGE_TEST_ADAPTER=gpu asks for the machine's own."""
+"""Fixtures. Tests run on the software adapter unless AIOSTAGE_TEST_ADAPTER=gpu asks for the machine's own.
+
+AIOSTAGE_TEST_LOOP=uvloop runs every asyncio test on uvloop. With PYTHONASYNCIODEBUG=1 a test fails if something held
+its loop for more than 0.1 s, unless it is marked with `blocks_loop`.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import gc
+import logging
 import os
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
@@ -20,6 +27,59 @@ def _find_adapter() -> wgpu.GPUAdapter:
         if adapter.info["adapter_type"] == wanted and adapter.info["backend_type"] == "Vulkan":
             return adapter
     pytest.exit(f"no {wanted} Vulkan adapter; './dev test' installs a software one (mesa-vulkan-drivers)", returncode=3)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if os.environ.get("AIOSTAGE_TEST_LOOP") == "uvloop":
+        import uvloop
+
+        asyncio.set_event_loop_policy(uvloop.EventLoopPolicy())
+    if os.environ.get("PYTHONASYNCIODEBUG"):
+        config.option.asyncio_debug = True  # pytest-asyncio's loops go by this
+
+
+class _SlowCallbacks(logging.Handler):
+    """Collects what asyncio says about callbacks that held the loop for more than 0.1 s."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.messages: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        message = record.getMessage()
+        if message.startswith("Executing ") and " took " in message:
+            self.messages.append(message)
+
+
+@pytest.fixture(scope="session")
+def warmed_up(shared_device: wgpu.GPUDevice) -> None:
+    """The first ring of a process is slower: cffi parses each C type of wgpu's header when it is first used."""
+
+    async def first() -> None:
+        usage = wgpu.TextureUsage.COPY_DST
+        texture = shared_device.create_texture(size=(4, 4, 1), format="rgba8unorm", usage=usage)
+        buffer = shared_device.create_buffer(size=64, usage=wgpu.BufferUsage.COPY_DST)
+        async with aiostage.StagingRing(shared_device, 1, 1024) as ring, ring.frame() as frame:
+            await frame.write_buffer(buffer, 0, bytes(64))
+            await frame.write_texture({"texture": texture}, bytes(64))
+            frame.encoder.clear_buffer(buffer)
+
+    asyncio.run(first(), debug=False)
+
+
+@pytest.fixture(autouse=bool(os.environ.get("PYTHONASYNCIODEBUG")))
+def nothing_holds_the_loop(request: pytest.FixtureRequest, warmed_up: None) -> Iterator[None]:
+    handler = _SlowCallbacks()
+    logger = logging.getLogger("asyncio")
+    logger.addHandler(handler)
+    gc.disable()  # a collection takes as long as the heap of all tests is large
+    yield
+    gc.enable()
+    if gc.get_count()[0] > 100_000:
+        gc.collect()
+    logger.removeHandler(handler)
+    if request.node.get_closest_marker("blocks_loop") is None:
+        assert not handler.messages, "\n".join(handler.messages)
 
 
 @pytest.fixture(scope="session")

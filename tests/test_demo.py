@@ -25,11 +25,12 @@ from aiostage.demo.timeline import Recording
 from aiostage.demo.verify import differing
 
 ROOT = Path(__file__).parent.parent
+ENVIRONMENT = os.environ | {"PYTHONASYNCIODEBUG": ""}  # which writes to stderr
 
 
 def demo(*arguments: object, environment: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "examples/staging_ring_demo.py", *map(str, arguments)]
-    environment = os.environ | (environment or {})
+    environment = ENVIRONMENT | (environment or {})
     return subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=ROOT, check=False, env=environment)
 
 
@@ -105,6 +106,7 @@ def test_ctrl_c_ends_cleanly_with_the_statistics_so_far(tmp_path: Path) -> None:
     process = subprocess.Popen(
         command,
         cwd=ROOT,
+        env=ENVIRONMENT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -127,7 +129,7 @@ def test_ctrl_c_ends_cleanly_with_the_statistics_so_far(tmp_path: Path) -> None:
 def test_a_terminal_gets_the_live_display_instead_of_lines(tmp_path: Path) -> None:
     reader, writer = os.openpty()
     command = [sys.executable, "examples/staging_ring_demo.py", "--frames", "6", "--output", str(tmp_path)]
-    with subprocess.Popen(command, cwd=ROOT, stdout=writer, env=os.environ | {"TERM": "xterm-256color"}) as process:
+    with subprocess.Popen(command, cwd=ROOT, stdout=writer, env=ENVIRONMENT | {"TERM": "xterm-256color"}) as process:
         os.close(writer)
         said = b""
         while part := read_terminal(reader):

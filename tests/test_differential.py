@@ -488,6 +488,7 @@ def tiles(rng: np.random.Generator, width: int, height: int, count: int) -> list
     return found
 
 
+@pytest.mark.blocks_loop("it starts two hundred tasks at once, with wgpu's own uploads in between")
 @pytest.mark.parametrize("seed", range(4))
 def test_two_hundred_coroutines_and_a_ring_of_three_times_64_kib(bench: Bench, seed: int) -> None:
     """Disjoint regions of one texture and one buffer, in random order, by every way of writing."""

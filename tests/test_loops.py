@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -36,6 +37,11 @@ def run(request: pytest.FixtureRequest) -> Run:
         anyio.run(in_time, **LOOPS[request.param])
 
     return run
+
+
+async def test_this_suite_runs_on_the_loop_that_was_asked_for() -> None:
+    wanted = os.environ.get("AIOSTAGE_TEST_LOOP", "asyncio")
+    assert type(asyncio.get_running_loop()).__module__.partition(".")[0] == wanted
 
 
 def test_waiting_hand_over_cancellation_and_close(run: Run, gpu: SimulatedGpu) -> None:

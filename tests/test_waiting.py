@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import threading
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 from simulated import SimulatedGpu, turns, until
 
 import aiostage
-from aiostage import BufferState, StagingRing
+from aiostage import BufferState, StagingRing, uploads
 
 OpenRing = Callable[..., Awaitable[StagingRing]]
 
@@ -208,6 +209,35 @@ async def test_a_cancelled_upload_gives_its_place_back_and_spoils_nobody_elses(
     await (await small)
     assert target.bytes[:8].tolist() == [2] * 8
     assert large.cancelled()
+
+
+async def test_an_upload_that_was_cancelled_does_not_overwrite_the_next_one_to_the_same_place(
+    gpu: SimulatedGpu, simulated_ring: OpenRing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is cancelled while a thread still copies beside it, into the buffer that it must be submitted with."""
+    gpu.free_running, target, may_copy = True, gpu.buffer(2048), threading.Event()
+    copy_bytes = uploads.copy_bytes
+
+    def slowly(memory: Any, **rest: Any) -> None:
+        if len(memory) == 512:
+            may_copy.wait(30)
+        copy_bytes(memory, **rest)
+
+    monkeypatch.setattr(uploads, "copy_bytes", slowly)
+    ring = await simulated_ring(ring_count=2, inline_size=500)
+    old = start(ring.write_buffer(target, 0, b"old."))
+    beside = start(ring.write_buffer(target, 1024, b"\x01" * 512))
+    await turns()
+    assert not old.done()
+    old.cancel()
+    asyncio.get_running_loop().call_later(0.02, may_copy.set)
+    with pytest.raises(asyncio.CancelledError):
+        await old
+    new = ring.write_buffer(target, 0, b"new." + bytes(496))  # which has no room beside the other two
+    await in_time(await in_time(new))
+    await in_time(await in_time(beside))
+    assert target.bytes[:4].tobytes() == b"new."
+    assert target.bytes[1024:1536].tobytes() == b"\x01" * 512
 
 
 # -- producers that keep a slot open --
