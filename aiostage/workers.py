@@ -100,9 +100,10 @@ class Workers:
                     job()
                 except BaseException as caught:  # whoever waits for the job gets it
                     error = caught
+                del item, job  # or the thread would keep a caller's data until its next job
                 if done is not None:
                     self._port.post(partial(done, error))
-                del item, job, done, error  # or the thread would keep a caller's data until its next job
+                del done, error
             if self._stopping:
                 return
 
