@@ -134,7 +134,7 @@ class FenceTracker:
         native, port = connect(device), LoopPort()
         key = id(native), id(port._here)
         tracker = cls._trackers.get(key)
-        if tracker is None or tracker._users == 0:
+        if tracker is None or tracker._users <= 0:
             tracker = cls._trackers[key] = cls(device)
         else:
             tracker._users += 1
@@ -186,6 +186,7 @@ class FenceTracker:
             if logger.isEnabledFor(logging.DEBUG):
                 extra = {"fence": done.value, "elapsed": done.elapsed}
                 logger.debug("fence %d done after %.6f s", done.value, done.elapsed, extra=extra)
+        self._stop_if_over()
 
     async def wait_all(self) -> None:
         """Wait for every fence inserted so far. :raises DeviceLost:"""
@@ -216,9 +217,15 @@ class FenceTracker:
         return f"{len(self._pending)} pending, the oldest is fence {oldest.value} for {oldest.elapsed:.3f} s"
 
     def close(self) -> None:
-        """Stop polling. With fences still pending, they are delivered first if the device still delivers."""
+        """Stop polling; with fences still pending, as soon as they are delivered. A lost device fails them."""
         self._users -= 1
-        if self._users == 0:
+        if self._users == 0 and self._pending and self.native.is_lost():
+            self._fail(DeviceLost(f"the device was lost while {self.describe()}"))
+        self._stop_if_over()
+
+    def _stop_if_over(self) -> None:
+        if self._users == 0 and not self._pending:
+            self._users = -1  # once
             self._polling.stop()
             self.native.detach()
 
@@ -242,6 +249,7 @@ class FenceTracker:
             self._delivering = True
             if not self.port.post(self._deliver):  # the loop is gone, and nobody will hear of these any more
                 self._pending.clear()
+                self._stop_if_over()
 
     def _deliver(self) -> None:
         self._delivering = False
@@ -256,6 +264,7 @@ class FenceTracker:
     def _fail(self, error: DeviceLost) -> None:
         while self._pending:
             self._pending.popleft()._complete(error)
+        self._stop_if_over()
 
 
 class _Poller:

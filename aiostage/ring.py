@@ -562,9 +562,7 @@ class StagingRing:
 
     def _explain(self) -> None:
         """Raise if waiting on cannot help: say who holds the buffers, or that the GPU does."""
-        if self._native.is_lost():  # with nothing in flight, nobody has heard of it yet
-            self._break(DeviceLost("the device was lost"))
-            return
+        self._check_device()
         self._reclaim()  # what stays behind cannot go
         held = [f"buffer {b.index}: {why}" for b in self._buffers if (why := b.held_by())]
         if len(held) == self.ring_count:
@@ -572,6 +570,12 @@ class StagingRing:
             logger.warning(message)
             raise StallTimeout(message)
         self._check_fences()
+
+    def _check_device(self) -> None:
+        """Raise if the device is lost: with nothing in flight, nobody has heard of it yet."""
+        if self._native.is_lost():
+            self._break(DeviceLost("the device was lost"))
+        self._check()
 
     def _check_fences(self) -> None:
         """Raise if the GPU has not finished for too long."""

@@ -160,11 +160,12 @@ class Frame(Batch):
         ring = self._ring
         ring._check()
         while len(ring._frames) >= ring.frames_in_flight:
-            with anyio.move_on_after(ring._fence_timeout):
+            with anyio.move_on_after(ring._patience) as scope:
                 await ring._changed()
-            ring._check()
-            if len(ring._frames) >= ring.frames_in_flight:
+            if scope.cancelled_caught:
+                ring._check_device()
                 ring._check_fences()
+            ring._check()
         self._enter()
         ring._frames.add(self)
         return self

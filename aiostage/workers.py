@@ -96,8 +96,9 @@ class Workers:
                     job()
                 except BaseException as caught:  # whoever waits for the job gets it
                     error = caught
+                del item, job  # or the thread would keep a caller's data until its next job
                 self._port.post(partial(done, error))
-                del item, job, done, error  # or the thread would keep a caller's data until its next job
+                del done, error
             if self._stopping:
                 return
 

@@ -221,6 +221,17 @@ async def test_rings_share_one_tracker_per_device_and_a_closed_one_is_not_reused
     three.close()
 
 
+async def test_a_fence_that_is_pending_when_its_tracker_closes_completes_all_the_same(gpu: SimulatedGpu) -> None:
+    tracker = FenceTracker(gpu)
+    fence = work(gpu, tracker)
+    tracker.close()
+    gpu.complete()
+    with anyio.fail_after(30):
+        await fence
+    assert gpu.attached == 0
+    assert not poll_threads()
+
+
 # -- polling --
 
 
