@@ -118,6 +118,8 @@ class FenceTracker:
         self._pending: deque[Fence] = deque()
         self.order = threading.RLock()  # held from a submit to its fence, so that fences have its order
         self._value = 0
+        self.completed = 0
+        """The value of the newest fence that the GPU has reached, as far as the loop has heard."""
         self._reached_values: deque[int] = deque()  # of fences that the GPU has reached
         self._delivering = False  # and that the loop is about to hear of
         self._latencies: deque[float] = deque(maxlen=256)
@@ -176,13 +178,22 @@ class FenceTracker:
         """Complete the fences up to this value: the GPU has finished what is before them."""
         if self.native.is_lost(ask=False):  # a destroyed device reports success for what it never finished
             self._fail(DeviceLost(f"the device was lost while {self.describe()}"))
-        while self._pending and self._pending[0].value <= value:
-            done = self._pending.popleft()
-            done._complete(None)
-            self._latencies.append(done.elapsed)
-            if logger.isEnabledFor(logging.DEBUG):
-                extra = {"fence": done.value, "elapsed": done.elapsed}
-                logger.debug("fence %d done after %.6f s", done.value, done.elapsed, extra=extra)
+        self._complete_to(value)
+
+    def fence(self, value: int) -> Fence:
+        """The fence that has this value, for those who kept only the number. Of one that is done no times are known.
+
+        :raises ValueError: no fence has it. They are numbered from 1, when their work is submitted.
+        """
+        pending = self._pending
+        if not 0 < value <= self._value:
+            raise ValueError(f"no fence has the value {value}; the newest has {self._value}")
+        if pending and value >= pending[0].value:
+            return pending[value - pending[0].value]
+        fence = Fence(self)
+        fence.value = value
+        fence._complete(None if value <= self.completed else DeviceLost(f"the device was lost before fence {value}"))
+        return fence
 
     async def wait_all(self) -> None:
         """Wait for every fence inserted so far. :raises DeviceLost:"""
@@ -246,6 +257,18 @@ class FenceTracker:
         while self._reached_values:
             newest = max(newest, self._reached_values.popleft())
         self.reach(newest)
+
+        self._complete_to(newest)
+
+    def _complete_to(self, value: int) -> None:
+        while self._pending and self._pending[0].value <= value:
+            done = self._pending.popleft()
+            done._complete(None)
+            self.completed = done.value
+            self._latencies.append(done.elapsed)
+            if logger.isEnabledFor(logging.DEBUG):
+                extra = {"fence": done.value, "elapsed": done.elapsed}
+                logger.debug("fence %d done after %.6f s", done.value, done.elapsed, extra=extra)
 
     def _lost(self) -> None:
         self.port.post(lambda: self._fail(DeviceLost(f"the device was lost while {self.describe()}")))

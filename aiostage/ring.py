@@ -333,6 +333,11 @@ class StagingRing:
             raise submission.error
         return fence or submission.fence
 
+    def fence(self, value: int) -> Fence:
+        """The fence of the device that has this value, see `FenceTracker.fence`."""
+        self._check()
+        return self._tracker.fence(value)
+
     # -- uploading --
 
     async def write_buffer(

@@ -70,6 +70,37 @@ async def test_values_increase_and_fences_complete_in_their_order(gpu: Simulated
     assert order == [1, 2, 3, 4, 5]
 
 
+async def test_a_fence_is_found_by_its_value_while_pending_and_done(gpu: SimulatedGpu, tracker: FenceTracker) -> None:
+    fences = [work(gpu, tracker) for _ in range(3)]
+    assert [tracker.fence(value) for value in (1, 2, 3)] == fences
+    gpu.complete(2)
+    await tracker.fence(2)
+    assert tracker.completed == 2
+    assert tracker.fence(3) is fences[2]
+    for value in (1, 2):
+        late = tracker.fence(value)
+        assert late.done()
+        assert late.value == value
+        await late.wait(0)
+    for value in (0, -1, 4):
+        with pytest.raises(ValueError, match=f"no fence has the value {value}; the newest has 3"):
+            tracker.fence(value)
+
+
+async def test_a_value_that_the_lost_device_reached_is_done_and_others_are_lost(
+    gpu: SimulatedGpu, tracker: FenceTracker
+) -> None:
+    first, second = work(gpu, tracker), work(gpu, tracker)
+    gpu.complete()
+    await first
+    gpu.lose()
+    with pytest.raises(aiostage.DeviceLost):
+        await second
+    await tracker.fence(1)
+    with pytest.raises(aiostage.DeviceLost, match="before fence 2"):
+        await tracker.fence(2)
+
+
 async def test_any_number_of_tasks_may_wait_and_a_cancelled_one_disturbs_nobody(
     gpu: SimulatedGpu, tracker: FenceTracker
 ) -> None:
