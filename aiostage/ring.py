@@ -24,7 +24,7 @@ import weakref
 from collections import OrderedDict, deque
 from collections.abc import AsyncIterator, Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import anyio
 import anyio.lowlevel
@@ -47,9 +47,12 @@ from .errors import (
 from .fences import Fence, FenceTracker
 from .lanes import Hold, Lane, StagingBuffer, Submission, Trip
 from .native import Native, export
-from .stats import BufferState, StagingStats
+from .stats import BufferState, Demand, StagingStats
 from .views import Views
 from .workers import Workers
+
+if TYPE_CHECKING:
+    from .advice import Advice
 
 logger = logging.getLogger("aiostage")
 
@@ -159,6 +162,7 @@ class StagingRing:
         self._free = 0  # buffers that are AVAILABLE
         self._stalls = self._submits = self._bytes = self._allocations = 0
         self._stall_seconds = 0.0
+        self._demand = Demand(self.ring_count)
 
     # -- opening and closing --
 
@@ -196,6 +200,7 @@ class StagingRing:
             raise
         for buffer in self._buffers:
             self._map_in(buffer)
+        self._demand = Demand(self.ring_count)
         self._error = None
 
     async def aclose(self) -> None:
@@ -399,6 +404,7 @@ class StagingRing:
 
     def stats_nowait(self) -> StagingStats:
         """A consistent snapshot, as far as the loop has heard."""
+        demand = self._demand
         return StagingStats(
             bytes_in_flight=sum(buffer.used for buffer in self._buffers),
             current_ring_index=self._cursor,
@@ -414,11 +420,28 @@ class StagingRing:
             fence_latency_p50=self._tracker.latency(0.5) if self._buffers else 0.0,
             fence_latency_p99=self._tracker.latency(0.99) if self._buffers else 0.0,
             pending_fences=self._tracker.pending if self._buffers else 0,
+            seals=demand.seals,
+            sealed_bytes=demand.sealed,
+            sealed_most=demand.most,
+            seals_cramped=min(demand.cramped, demand.seals),
+            peak_demand=demand.peak_now(),
+            peak_buffers=self.ring_count - demand.least_free,
         )
 
     def watch(self, interval: float = 0.5) -> AsyncIterator[StagingStats]:
         """A snapshot at once and every `interval` seconds, until the ring is closed."""
         return _Watch(self, interval)
+
+    def advise(self) -> tuple[Advice, ...]:
+        """What the statistics so far suggest: other settings for a ring with the same work, or what else to look at.
+
+        Empty if there is nothing to change.
+        """
+        from .advice import advise  # most programs never ask
+
+        self._check()
+        assert self._budget is not None
+        return advise(self.stats_nowait(), self._budget)
 
     @property
     def current(self) -> StagingBuffer:
@@ -478,6 +501,8 @@ class StagingRing:
             self._cursor = (self._cursor + 1) % self.ring_count
         buffer = self._buffers[self._cursor]
         self._free -= 1
+        if self._free < self._demand.least_free:
+            self._demand.least_free = self._free
         buffer.state = BufferState.IN_USE
         buffer.lane = lane
         lane.buffers.append(buffer)
@@ -521,6 +546,7 @@ class StagingRing:
         waiter = _Waiter(lane, size, alignment)
         self._waiters[waiter] = None
         self._stalls += 1
+        self._demand.waits(size, self.ring_count * self.buffer_size)
         started = time.perf_counter()
         self._reclaim()
         self._grant()
@@ -536,6 +562,7 @@ class StagingRing:
             raise
         finally:
             self._stall_seconds += time.perf_counter() - started
+            self._demand.waiting -= size
         assert waiter.place is not None
         return waiter.place
 
@@ -680,7 +707,9 @@ class StagingRing:
         """Seal `buffers` and submit their copies, then `command_buffers`."""
         self._native.claim_command_buffers(command_buffers)
         submission = Submission(buffers, lane.take(buffers), command_buffers, Fence(self._tracker))
+        cramped = len(buffers) > 1 or bool(self._waiters)
         for buffer in buffers:
+            self._demand.leaves(buffer.head, cramped)
             buffer.state = BufferState.FENCED
             buffer.memory = None
             buffer.copies = 0
@@ -838,6 +867,7 @@ class StagingRing:
             if ok and pending is not None and not pending.done():
                 pending.add_done_callback(lambda _: self._mapped(buffer, fence, guard, False, ok))
                 return
+        self._demand.returns()
         try:
             if not ok:
                 raise DeviceLost("the device was lost with staging buffers in flight")
