@@ -50,7 +50,7 @@ class Advice:
     """In bytes."""
 
     def __str__(self) -> str:
-        return f"{self.kind}, {self.ring_count} × {_text(self.buffer_size)}: {self.message}"
+        return f"{self.kind}, {self.ring_count} × {size_text(self.buffer_size)}: {self.message}"
 
 
 def advise(stats: StagingStats, budget: MemoryBudget) -> tuple[Advice, ...]:
@@ -70,12 +70,14 @@ def _stalls(stats: StagingStats, budget: MemoryBudget) -> Advice | None:
     wanted = stats.peak_demand / taken  # buffers, as full as they were
     if wanted > _AT_ONCE * stats.ring_count and stats.fence_latency_p50 > _ROUND_TRIP:
         median, most = stats.fence_latency_p50 * 1e3, stats.fence_latency_p99 * 1e3
-        why = f"{waited}, for the GPU: {_text(stats.peak_demand)} without a pause, and fences take {median:.1f} ms, "
+        why = (
+            f"{waited}, for the GPU: {size_text(stats.peak_demand)} without a pause, and fences take {median:.1f} ms, "
+        )
         why += f"{most:.1f} ms at p99. Give it less to do: more staging memory only makes its queue longer"
         return Advice(AdviceKind.GPU_BOUND, why, stats.ring_count, stats.buffer_size)
     wanted = min(wanted, _AT_ONCE * stats.ring_count)
     room = stats.memory + budget.available
-    waited += f"; up to {_text(stats.peak_demand)} were wanted at a time"
+    waited += f"; up to {size_text(stats.peak_demand)} were wanted at a time"
     if stats.ring_count >= 3 and 2 * stats.seals_cramped >= stats.seals:
         size = min(round_up(math.ceil(wanted * taken / stats.ring_count)), room // stats.ring_count // 4 * 4)
         if size <= stats.buffer_size:
@@ -86,7 +88,7 @@ def _stalls(stats: StagingStats, budget: MemoryBudget) -> Advice | None:
     count = min(max(math.ceil(wanted), stats.ring_count + 1), room // size)
     if count <= stats.ring_count:
         return None
-    why = f"{waited}, and buffers were sealed with {_text(taken)} in them"
+    why = f"{waited}, and buffers were sealed with {size_text(taken)} in them"
     return Advice(AdviceKind.MORE_BUFFERS, why, count, size)
 
 
@@ -95,8 +97,8 @@ def _empty(stats: StagingStats) -> Advice | None:
     size = _snug(stats)
     if size is None:
         return None
-    mean = _text(stats.sealed_bytes / stats.seals)
-    why = f"buffers of {_text(stats.buffer_size)} were sealed with {mean} in them, {_text(stats.sealed_most)} at most"
+    mean, most = size_text(stats.sealed_bytes / stats.seals), size_text(stats.sealed_most)
+    why = f"buffers of {size_text(stats.buffer_size)} were sealed with {mean} in them, {most} at most"
     return Advice(AdviceKind.SMALLER_BUFFERS, why, stats.ring_count, size)
 
 
@@ -104,12 +106,12 @@ def _near_budget(stats: StagingStats, budget: MemoryBudget) -> Advice | None:
     """What of this ring can shrink, when the budget is nearly spent."""
     if budget.used < _NEAR * budget.limit:
         return None
-    why = f"{_text(budget.used)} of {_text(budget.limit)} are in use, {_text(stats.memory)} by this ring"
+    why = f"{size_text(budget.used)} of {size_text(budget.limit)} are in use, {size_text(stats.memory)} by this ring"
     size, count = _snug(stats) or stats.buffer_size, stats.peak_buffers
     if stats.seals < _ENOUGH or (count, size) == (stats.ring_count, stats.buffer_size):
         why += ", which needs them: shrink another ring, or give a MemoryBudget with a higher limit"
         return Advice(AdviceKind.NEAR_BUDGET, why, stats.ring_count, stats.buffer_size)
-    why += f", which never had more than {count} buffers in use, with {_text(stats.sealed_most)} in them"
+    why += f", which never had more than {count} buffers in use, with {size_text(stats.sealed_most)} in them"
     return Advice(AdviceKind.NEAR_BUDGET, why, count, size)
 
 
@@ -125,7 +127,7 @@ def round_up(nbytes: int) -> int:
     return -(-nbytes // step) * step
 
 
-def _text(nbytes: float) -> str:
+def size_text(nbytes: float) -> str:
     """Bytes for people: 512 B, 1.5 KiB, 8 MiB."""
     for unit, name in ((MiB, "MiB"), (KiB, "KiB")):
         if nbytes >= unit:
