@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import logging
 import threading
 import time
 from collections import deque
@@ -15,10 +14,9 @@ from weakref import WeakSet, WeakValueDictionary
 import anyio
 
 from .errors import DeviceLost, FenceTimeout
+from .events import DEBUG, event, logger
 from .loop import LoopPort
 from .native import Native, connect
-
-logger = logging.getLogger("aiostage")
 
 
 class Fence:
@@ -163,8 +161,8 @@ class FenceTracker:
             fence.value = self._value
             fence.inserted_at = time.perf_counter()
             self._pending.append(fence)
-            if logger.isEnabledFor(logging.DEBUG):
-                logger.debug("fence %d inserted", fence.value, extra={"fence": fence.value})
+            if logger.isEnabledFor(DEBUG):
+                event("fence_inserted", fence=fence.value)
         if ask:
             self.ask(fence)
         return fence
@@ -266,9 +264,8 @@ class FenceTracker:
             done._complete(None)
             self.completed = done.value
             self._latencies.append(done.elapsed)
-            if logger.isEnabledFor(logging.DEBUG):
-                extra = {"fence": done.value, "elapsed": done.elapsed}
-                logger.debug("fence %d done after %.6f s", done.value, done.elapsed, extra=extra)
+            if logger.isEnabledFor(DEBUG):
+                event("fence_done", fence=done.value, elapsed=done.elapsed)
 
     def _lost(self) -> None:
         self.port.post(lambda: self._fail(DeviceLost(f"the device was lost while {self.describe()}")))

@@ -8,7 +8,6 @@ a `StagingRing` on the loop that they have.
 from __future__ import annotations
 
 import atexit
-import logging
 import threading
 from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import CancelledError, Future
@@ -20,9 +19,8 @@ from anyio.from_thread import BlockingPortal
 
 from .budget import MiB
 from .errors import AlreadyInitialized, RingClosed, StagingError, WrongLoop
+from .events import logger
 from .ring import StagingRing
-
-logger = logging.getLogger("aiostage")
 
 P = ParamSpec("P")
 T = TypeVar("T")

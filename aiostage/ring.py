@@ -14,7 +14,6 @@ A buffer serves one lane at a time, so nobody's open allocation can hold up anot
 
 from __future__ import annotations
 
-import logging
 import math
 import operator
 import os
@@ -44,6 +43,7 @@ from .errors import (
     StagingError,
     StallTimeout,
 )
+from .events import DEBUG, event, logger
 from .fences import Fence, FenceTracker
 from .lanes import Hold, Lane, StagingBuffer, Submission, Trip
 from .native import Native, export
@@ -53,8 +53,6 @@ from .workers import Workers
 
 if TYPE_CHECKING:
     from .advice import Advice
-
-logger = logging.getLogger("aiostage")
 
 
 _MANY_CORES = 8
@@ -163,6 +161,7 @@ class StagingRing:
         self._stalls = self._submits = self._bytes = self._allocations = 0
         self._stall_seconds = 0.0
         self._demand = Demand(self.ring_count)
+        self._logs = False  # whether somebody listens to events; asked at each submit, which is cheap enough
 
     # -- opening and closing --
 
@@ -175,6 +174,7 @@ class StagingRing:
         if self._opened:
             raise RuntimeError("a ring is opened once; make another one")
         self._opened = True
+        self._logs = logger.isEnabledFor(DEBUG)
         self._tracker = FenceTracker.shared(self.device)
         self._native: Native = self._tracker.native
         self._port = self._tracker.port
@@ -491,6 +491,8 @@ class StagingRing:
         buffer.used += size
         self._bytes += size
         self._allocations += 1
+        if self._logs:
+            event("allocated", buffer=buffer.index, offset=offset, size=size)
         return buffer, offset
 
     def _next_available(self, lane: Lane) -> StagingBuffer | None:
@@ -547,6 +549,8 @@ class StagingRing:
         self._waiters[waiter] = None
         self._stalls += 1
         self._demand.waits(size, self.ring_count * self.buffer_size)
+        if self._logs:
+            event("stalled", size=size, waiters=len(self._waiters))
         started = time.perf_counter()
         self._reclaim()
         self._grant()
@@ -561,8 +565,11 @@ class StagingRing:
                 self._grant()
             raise
         finally:
-            self._stall_seconds += time.perf_counter() - started
+            waited = time.perf_counter() - started
+            self._stall_seconds += waited
             self._demand.waiting -= size
+            if self._logs:
+                event("resumed", size=size, waited=waited, granted=waiter.place is not None)
         assert waiter.place is not None
         return waiter.place
 
@@ -643,6 +650,9 @@ class StagingRing:
     def _committed(self, slot: Allocation, copies: list[Copy], recorded: list[tuple[Any, Copy]]) -> None:
         buffer = slot.buffer
         hold = buffer.open.pop(slot.offset)
+        if self._logs:
+            n = len(copies) + len(recorded)
+            event("committed", buffer=buffer.index, offset=slot.offset, size=slot.size, copies=n)
         for copy in copies:
             copy.owner = hold.task
             self._slots.stage(copy)
@@ -664,6 +674,8 @@ class StagingRing:
                 buffer.quarantine.append(views)
         if buffer.trip is trip and buffer.open.pop(offset, None) is not None:
             buffer.used -= size
+            if self._logs:
+                event("abandoned", buffer=buffer.index, offset=offset, size=size)
             self._let_go(buffer)
 
     def _record(self, slot: Allocation, recorded: list[tuple[Any, Copy]]) -> None:
@@ -726,6 +738,7 @@ class StagingRing:
     def _execute(self, submission: Submission, guard: Fence | None) -> None:
         """Unmap, submit, fence and map again; on the loop, or in the submitting thread where a submit blocks."""
         native = self._native
+        self._logs = logger.isEnabledFor(DEBUG)
         try:
             for buffer in submission.buffers:
                 native.unmap(buffer.handle)
@@ -733,6 +746,9 @@ class StagingRing:
         except StagingError as error:
             submission.error = error
             return
+        if self._logs:
+            indices = [buffer.index for buffer in submission.buffers]
+            event("submitted", fence=submission.fence.value, buffers=indices, copies=len(submission.copies))
         for buffer in submission.buffers:
             fence = submission.fence
             native.map(buffer.handle, partial(self._remapped, buffer, fence, guard, buffer in telling))
@@ -891,6 +907,8 @@ class StagingRing:
             return
         buffer.state = BufferState.AVAILABLE
         self._free += 1
+        if self._logs:
+            event("available", buffer=buffer.index)
         self._grant()
         self._notify()
 

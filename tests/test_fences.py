@@ -189,9 +189,9 @@ async def test_insertion_and_completion_are_logged_with_value_and_elapsed_time(
     await fence
     inserted, done = [record for record in caplog.records if record.name == "aiostage"]
     assert inserted.levelno == done.levelno == logging.DEBUG
-    assert inserted.getMessage() == "fence 1 inserted"
+    assert (inserted.event, inserted.getMessage()) == ("fence_inserted", "fence_inserted fence=1")
     assert (inserted.fence, done.fence, done.elapsed) == (1, 1, fence.elapsed)
-    assert done.getMessage() == f"fence 1 done after {fence.elapsed:.6f} s"
+    assert (done.event, done.getMessage()) == ("fence_done", f"fence_done fence=1 elapsed={fence.elapsed}")
 
 
 async def test_a_lost_device_fails_every_pending_fence_and_those_that_come_later(
