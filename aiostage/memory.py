@@ -56,6 +56,7 @@ class StagingRingManager:
         :raises AlreadyInitialized: it was initialized before.
         :raises BudgetExceeded, ValueError, DeviceLost: as `StagingRing.open`; it may be tried again.
         """
+        self._check_thread()
         with self._lock:
             if self._thread is not None:
                 raise AlreadyInitialized("the manager was initialized before; make another one")
@@ -129,6 +130,7 @@ class StagingRingManager:
         async def run() -> T:
             return await function(self._ring, *args, **kwargs)
 
+        self._check_thread()
         with self._lock:  # what is started before `close` stops the loop will run
             self._check()
             future = self._portal.start_task_soon(run)
@@ -155,15 +157,18 @@ class StagingRingManager:
     def __repr__(self) -> str:
         return f"<StagingRingManager, {self._error or self._ring}>"
 
+    def _check_thread(self) -> None:
+        if self._thread is threading.current_thread():
+            raise WrongLoop("a blocking call on the manager's own event loop would wait for itself; use the ring")
+
     def _check(self) -> None:
         if self._error is not None:
             raise self._error
-        if self._thread is threading.current_thread():
-            raise WrongLoop("a blocking call on the manager's own event loop would wait for itself; use the ring")
         if self._thread is None or not self._thread.is_alive():  # as in a forked child
             raise RingClosed("the manager's thread has ended; a forked process makes a manager of its own")
 
     def _close(self, timeout: float | None) -> None:
+        self._check_thread()
         with self._lock:
             if self._thread is None:
                 return

@@ -265,8 +265,11 @@ def test_a_blocking_call_on_the_managers_own_loop_is_refused() -> None:
     async def close_inside(ring: aiostage.StagingRing) -> None:
         manager.close()
 
+    async def initialize_inside(ring: aiostage.StagingRing) -> None:
+        manager.initialize()
+
     with memory.StagingRingManager(3, 1024, device=SimulatedGpu(free_running=True)) as manager:
-        for function in (inside, close_inside):
+        for function in (inside, close_inside, initialize_inside):
             with pytest.raises(aiostage.WrongLoop, match="own event loop"):
                 manager.call(function)
         assert manager.is_initialized()
