@@ -8,6 +8,7 @@ from .budget import KiB, MemoryBudget, MiB
 from .errors import (
     AllocationClosed,
     AllocationTooLarge,
+    AlreadyInitialized,
     BudgetExceeded,
     DeviceLost,
     FenceTimeout,
@@ -34,6 +35,7 @@ __all__ = [
     "Allocation",
     "AllocationClosed",
     "AllocationTooLarge",
+    "AlreadyInitialized",
     "Batch",
     "BudgetExceeded",
     "BufferState",

@@ -1,4 +1,4 @@
-"""The command line: `aiostage info`, `aiostage demo`, `aiostage bench`. Imports what a command needs when it runs."""
+"""The command line: `aiostage info`, `doctor`, `demo` and `bench`. Imports what a command needs when it runs."""
 
 from __future__ import annotations
 
@@ -54,6 +54,11 @@ def build_parser() -> argparse.ArgumentParser:
     info = commands.add_parser("info", help="adapters, the chosen one, staging memory, versions")
     info.set_defaults(command=run_info)
 
+    doctor = commands.add_parser("doctor", help="a short workload, and advice on the ring's size")
+    doctor.add_argument("--ring-count", type=demo_options.parse_count, metavar="N", help="default: for the machine")
+    doctor.add_argument("--buffer-size", type=demo_options.parse_size, metavar="BYTES", help="256K, 1M, … (likewise)")
+    doctor.set_defaults(command=run_doctor)
+
     demo = commands.add_parser("demo", help="stream photographs to the GPU and verify every byte")
     demo_options.add_arguments(demo)
     demo.set_defaults(command=run_demo)
@@ -87,19 +92,26 @@ def run_info(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def run_doctor(arguments: argparse.Namespace) -> int:
+    import anyio
+
+    from aiostage import doctor
+
+    return 0 if anyio.run(doctor.run, arguments.ring_count, arguments.buffer_size) else 1
+
+
 async def print_adapters() -> None:
     """Every adapter that wgpu finds, the one the demo would choose, the kind of staging memory on it."""
     import wgpu
 
-    from aiostage.demo.gpu import describe, find_adapter
+    from aiostage.demo.gpu import describe, find_adapter, memory_kind
 
     chosen = await find_adapter()
     for adapter in await wgpu.gpu.enumerate_adapters_async():
         print(f"{'adapter':<15} {describe(adapter)}")
     print(f"{'chosen':<15} {describe(chosen)}")
     async with aiostage.StagingRing(await chosen.request_device_async(), ring_count=1, buffer_size=65536) as ring:
-        kind = "host-cached memory" if ring.host_cached else "MAP_WRITE memory: fast to write, may be slow to read"
-    print(f"{'staging':<15} {kind}")
+        print(f"{'staging':<15} {memory_kind(ring)}")
 
 
 def versions() -> dict[str, str]:

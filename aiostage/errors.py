@@ -48,6 +48,10 @@ class RingClosed(StagingError, anyio.ClosedResourceError):
     """The ring was closed, or never opened."""
 
 
+class AlreadyInitialized(StagingError, RuntimeError):
+    """`aiostage.memory` was initialized before; close it first, or make another manager."""
+
+
 class InvalidCopy(StagingError, ValueError):
     """A copy that WebGPU would refuse; the message has the numbers. Nothing of it was submitted."""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import logging
 import threading
 import time
 from collections import deque
@@ -15,10 +14,9 @@ from weakref import WeakSet, WeakValueDictionary
 import anyio
 
 from .errors import DeviceLost, FenceTimeout
+from .events import DEBUG, event, logger
 from .loop import LoopPort
 from .native import Native, connect
-
-logger = logging.getLogger("aiostage")
 
 
 class Fence:
@@ -121,6 +119,8 @@ class FenceTracker:
         self._pending: deque[Fence] = deque()
         self.order = threading.RLock()  # held from a submit to its fence, so that fences have its order
         self._value = 0
+        self.completed = 0
+        """The value of the newest fence that the GPU has reached, as far as the loop has heard."""
         self._reached_values: deque[int] = deque()  # of fences that the GPU has reached
         self._delivering = False  # and that the loop is about to hear of
         self._latencies: deque[float] = deque(maxlen=256)
@@ -164,8 +164,8 @@ class FenceTracker:
             fence.value = self._value
             fence.inserted_at = time.perf_counter()
             self._pending.append(fence)
-            if logger.isEnabledFor(logging.DEBUG):
-                logger.debug("fence %d inserted", fence.value, extra={"fence": fence.value})
+            if logger.isEnabledFor(DEBUG):
+                event("fence_inserted", fence=fence.value)
         if ask:
             self.ask(fence)
         return fence
@@ -182,11 +182,26 @@ class FenceTracker:
         while self._pending and self._pending[0].value <= value:
             done = self._pending.popleft()
             done._complete(None)
+            self.completed = done.value
             self._latencies.append(done.elapsed)
-            if logger.isEnabledFor(logging.DEBUG):
-                extra = {"fence": done.value, "elapsed": done.elapsed}
-                logger.debug("fence %d done after %.6f s", done.value, done.elapsed, extra=extra)
+            if logger.isEnabledFor(DEBUG):
+                event("fence_done", fence=done.value, elapsed=done.elapsed)
         self._stop_if_over()
+
+    def fence(self, value: int) -> Fence:
+        """The fence that has this value, for those who kept only the number. Of one that is done no times are known.
+
+        :raises ValueError: no fence has it. They are numbered from 1, when their work is submitted.
+        """
+        pending = self._pending
+        if not 0 < value <= self._value:
+            raise ValueError(f"no fence has the value {value}; the newest has {self._value}")
+        if pending and value >= pending[0].value:
+            return pending[value - pending[0].value]
+        fence = Fence(self)
+        fence.value = value
+        fence._complete(None if value <= self.completed else DeviceLost(f"the device was lost before fence {value}"))
+        return fence
 
     async def wait_all(self) -> None:
         """Wait for every fence inserted so far. :raises DeviceLost:"""

@@ -14,7 +14,6 @@ A buffer serves one lane at a time, so nobody's open allocation can hold up anot
 
 from __future__ import annotations
 
-import logging
 import math
 import operator
 import os
@@ -24,7 +23,7 @@ import weakref
 from collections import OrderedDict, deque
 from collections.abc import AsyncIterator, Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import anyio
 import anyio.lowlevel
@@ -44,14 +43,16 @@ from .errors import (
     StagingError,
     StallTimeout,
 )
+from .events import DEBUG, event, logger
 from .fences import Fence, FenceTracker
 from .lanes import Hold, Lane, StagingBuffer, Submission, Trip
 from .native import Native, export
-from .stats import BufferState, StagingStats
+from .stats import BufferState, Demand, StagingStats
 from .views import Views
 from .workers import Workers, wait_out
 
-logger = logging.getLogger("aiostage")
+if TYPE_CHECKING:
+    from .advice import Advice
 
 
 _MANY_CORES = 8
@@ -160,6 +161,8 @@ class StagingRing:
         self._free = 0  # buffers that are AVAILABLE
         self._stalls = self._submits = self._bytes = self._allocations = 0
         self._stall_seconds = 0.0
+        self._demand = Demand(self.ring_count)
+        self._logs = False  # whether somebody listens to events; asked at each submit, which is cheap enough
 
     # -- opening and closing --
 
@@ -172,6 +175,7 @@ class StagingRing:
         if self._opened:
             raise RuntimeError("a ring is opened once; make another one")
         self._opened = True
+        self._logs = logger.isEnabledFor(DEBUG)
         self._tracker = FenceTracker.shared(self.device)
         self._native: Native = self._tracker.native
         self._port = self._tracker.port
@@ -197,6 +201,7 @@ class StagingRing:
             raise
         for buffer in self._buffers:
             self._map_in(buffer)
+        self._demand = Demand(self.ring_count)
         self._error = None
 
     async def aclose(self) -> None:
@@ -340,6 +345,11 @@ class StagingRing:
             raise submission.error
         return fence or submission.fence
 
+    def fence(self, value: int) -> Fence:
+        """The fence of the device that has this value, see `FenceTracker.fence`."""
+        self._check()
+        return self._tracker.fence(value)
+
     # -- uploading --
 
     async def write_buffer(
@@ -403,6 +413,7 @@ class StagingRing:
 
     def stats_nowait(self) -> StagingStats:
         """A consistent snapshot, as far as the loop has heard."""
+        demand = self._demand
         return StagingStats(
             bytes_in_flight=sum(buffer.used for buffer in self._buffers),
             current_ring_index=self._cursor,
@@ -418,11 +429,28 @@ class StagingRing:
             fence_latency_p50=self._tracker.latency(0.5) if self._buffers else 0.0,
             fence_latency_p99=self._tracker.latency(0.99) if self._buffers else 0.0,
             pending_fences=self._tracker.pending if self._buffers else 0,
+            seals=demand.seals,
+            sealed_bytes=demand.sealed,
+            sealed_most=demand.most,
+            seals_cramped=min(demand.cramped, demand.seals),
+            peak_demand=demand.peak_now(),
+            peak_buffers=self.ring_count - demand.least_free,
         )
 
     def watch(self, interval: float = 0.5) -> AsyncIterator[StagingStats]:
         """A snapshot at once and every `interval` seconds, until the ring is closed."""
         return _Watch(self, interval)
+
+    def advise(self) -> tuple[Advice, ...]:
+        """What the statistics so far suggest: other settings for a ring with the same work, or what else to look at.
+
+        Empty if there is nothing to change.
+        """
+        from .advice import advise  # most programs never ask
+
+        self._check()
+        assert self._budget is not None
+        return advise(self.stats_nowait(), self._budget)
 
     @property
     def current(self) -> StagingBuffer:
@@ -476,6 +504,8 @@ class StagingRing:
         buffer.used += size
         self._bytes += size
         self._allocations += 1
+        if self._logs:
+            event("allocated", buffer=buffer.index, offset=offset, size=size)
         return buffer, offset
 
     def _next_available(self, lane: Lane) -> StagingBuffer | None:
@@ -486,6 +516,8 @@ class StagingRing:
             self._cursor = (self._cursor + 1) % self.ring_count
         buffer = self._buffers[self._cursor]
         self._free -= 1
+        if self._free < self._demand.least_free:
+            self._demand.least_free = self._free
         buffer.state = BufferState.IN_USE
         buffer.lane = lane
         lane.buffers.append(buffer)
@@ -529,6 +561,9 @@ class StagingRing:
         waiter = _Waiter(lane, size, alignment, self._port.event())
         self._waiters[waiter] = None
         self._stalls += 1
+        self._demand.waits(size, self.ring_count * self.buffer_size)
+        if self._logs:
+            event("stalled", size=size, waiters=len(self._waiters))
         started = time.perf_counter()
         self._reclaim()
         self._grant()
@@ -543,7 +578,11 @@ class StagingRing:
                 self._grant()
             raise
         finally:
-            self._stall_seconds += time.perf_counter() - started
+            waited = time.perf_counter() - started
+            self._stall_seconds += waited
+            self._demand.waiting -= size
+            if self._logs:
+                event("resumed", size=size, waited=waited, granted=waiter.place is not None)
         assert waiter.place is not None
         return waiter.place
 
@@ -635,6 +674,9 @@ class StagingRing:
     def _committed(self, slot: Allocation, copies: list[Copy], recorded: list[tuple[Any, Copy]]) -> None:
         buffer = slot.buffer
         hold = buffer.open.pop(slot.offset)
+        if self._logs:
+            n = len(copies) + len(recorded)
+            event("committed", buffer=buffer.index, offset=slot.offset, size=slot.size, copies=n)
         for copy in copies:
             copy.owner = hold.task
             self._slots.stage(copy)
@@ -656,6 +698,8 @@ class StagingRing:
                 buffer.quarantine.append(views)
         if buffer.trip is trip and buffer.open.pop(offset, None) is not None:
             buffer.used -= size
+            if self._logs:
+                event("abandoned", buffer=buffer.index, offset=offset, size=size)
             self._let_go(buffer)
 
     def _record(self, slot: Allocation, recorded: list[tuple[Any, Copy]]) -> None:
@@ -700,7 +744,9 @@ class StagingRing:
         """Seal `buffers` and submit their copies, then `command_buffers`."""
         self._native.claim_command_buffers(command_buffers)
         submission = Submission(buffers, lane.take(buffers), command_buffers, Fence(self._tracker))
+        cramped = len(buffers) > 1 or bool(self._waiters)
         for buffer in buffers:
+            self._demand.leaves(buffer.head, cramped)
             buffer.state = BufferState.FENCED
             buffer.memory = buffer.bytes = None
             buffer.copies = 0
@@ -717,6 +763,7 @@ class StagingRing:
     def _execute(self, submission: Submission, guard: Fence | None) -> None:
         """Unmap, submit, fence and map again; on the loop, or in the submitting thread where a submit blocks."""
         native = self._native
+        self._logs = logger.isEnabledFor(DEBUG)
         try:
             for buffer in submission.buffers:
                 native.unmap(buffer.handle)
@@ -724,6 +771,9 @@ class StagingRing:
         except StagingError as error:
             submission.error = error
             return
+        if self._logs:
+            indices = [buffer.index for buffer in submission.buffers]
+            event("submitted", fence=submission.fence.value, buffers=indices, copies=len(submission.copies))
         for buffer in submission.buffers:
             fence = submission.fence
             native.map(buffer.handle, partial(self._remapped, buffer, fence, guard, buffer in telling))
@@ -868,6 +918,7 @@ class StagingRing:
             if ok and pending is not None and not pending.done():
                 pending.add_done_callback(lambda _: self._mapped(buffer, fence, guard, False, ok))
                 return
+        self._demand.returns()
         try:
             if not ok:
                 raise DeviceLost("the device was lost with staging buffers in flight")
@@ -892,6 +943,8 @@ class StagingRing:
             return
         buffer.state = BufferState.AVAILABLE
         self._free += 1
+        if self._logs:
+            event("available", buffer=buffer.index)
         self._grant()
         self._notify()
 

@@ -197,8 +197,11 @@ async def write_now(ring: StagingRing, pieces: Iterator[Piece]) -> Fence:
 async def write(ring: StagingRing, lane: Lane, pieces: Iterator[Piece]) -> _Filling:
     """Fill and stage every piece; returns when the data may be reused, in the lane of uploads when it was submitted."""
     filling = _Filling(ring)
+    count = nbytes = 0
     try:
         for piece in pieces:
+            count += 1
+            nbytes += piece.nbytes
             if not filling.fill_now(piece, lane):
                 buffer, offset = await ring._reserve(lane, piece.nbytes, _ALIGNMENT)
                 filling.start(piece, buffer, offset)
@@ -206,6 +209,8 @@ async def write(ring: StagingRing, lane: Lane, pieces: Iterator[Piece]) -> _Fill
         await filling.finish()
     if filling.error is not None:
         raise filling.error
+    if count > 1:
+        ring._demand.cut(count, nbytes)
     return filling
 
 

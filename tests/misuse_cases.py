@@ -26,7 +26,7 @@ import wgpu
 from wgpu.backends.wgpu_native.extras import set_instance_extras
 
 import aiostage
-from aiostage import KiB, MiB
+from aiostage import KiB, MiB, memory
 
 BufferUsage, TextureUsage, MapMode = wgpu.BufferUsage, wgpu.TextureUsage, wgpu.MapMode
 
@@ -1491,6 +1491,57 @@ async def exception_inside(box: Sandbox) -> None:
                 _ = batch.fence
             await box.assert_works(ring)
             assert holds(buffer, bytes(8))
+
+
+# -- The synchronous facade --
+
+GROUP = "The synchronous facade, `aiostage.memory`"
+
+
+@case(
+    GROUP, "The interpreter exits with it initialized, work in flight and a thread blocked", "it exits, with status 0"
+)
+def exit_with_manager_open(box: Sandbox) -> None:
+    manager = memory.StagingRingManager(3, 64 * KiB, device=box.device)
+    assert manager.initialize()
+    sys.modules["__main__"].__dict__["keep"] = manager
+    box.busy()
+    manager.upload(box.buffer(MiB), bytes(MiB))
+
+    def wait() -> None:
+        with raises(RingClosed):
+            manager.call(lambda ring: anyio.sleep(3600))
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+@case(GROUP, "The process forks and the child uses it", "`RingClosed` in the child; the parent works on")
+def fork_with_manager(box: Sandbox) -> None:
+    with memory.StagingRingManager(3, 64 * KiB, device=box.device) as manager:
+        child = os.fork()
+        if child == 0:
+            try:
+                manager.stats()
+            except aiostage.RingClosed:
+                manager.close()
+                os._exit(0)
+            os._exit(1)
+        _, status = os.waitpid(child, 0)
+        assert status == 0
+        manager.call(box.assert_works)
+
+
+@case(GROUP, "It is initialized twice, used before or after", "`AlreadyInitialized`, `RingClosed`")
+def manager_out_of_order(box: Sandbox) -> None:
+    manager = memory.StagingRingManager(3, 64 * KiB, device=box.device)
+    with raises(RingClosed, "call initialize()"):
+        manager.stats()
+    with manager:
+        with raises(aiostage.AlreadyInitialized):
+            manager.initialize()
+        manager.call(box.assert_works)
+    with raises(RingClosed, "closed"):
+        manager.upload(box.buffer(), bytes(4))
 
 
 # -- Running --

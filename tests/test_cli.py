@@ -6,10 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import wgpu
 
 import aiostage
-from aiostage import cli
+from aiostage import cli, doctor
 from aiostage.demo.options import UsageError
 
 ROOT = Path(__file__).parent.parent
@@ -33,7 +35,40 @@ def test_info_prints_adapters_memory_and_versions() -> None:
     assert "memory" in said["staging"]
 
 
-@pytest.mark.parametrize("arguments", [[], ["nonsense"], ["demo", "--nonsense"], ["info", "--nonsense"]], ids=str)
+def test_doctor_uploads_verifies_and_advises() -> None:
+    outcome = run("doctor", "--ring-count", "3", "--buffer-size", "256K")
+    assert outcome.returncode == 0, outcome.stderr
+    said: dict[str, list[str]] = {}
+    for line in outcome.stdout.splitlines():
+        name, text = line.split(maxsplit=1)
+        said.setdefault(name, []).append(text)
+    assert set(said) == {
+        *("adapter", "staging", "limits", "ring", "workload", "stalls", "fences", "verified", "advice", "platform")
+    }
+    assert said["ring"] == ["3 × 256 KiB"]
+    assert said["verified"] == ["every byte arrived"]
+    assert "64 MiB by 8 coroutines" in said["workload"][0]
+    assert "512 MiB of staging memory" in said["limits"][0]
+    assert said["platform"][0].startswith("Vulkan (this one): tested")
+    assert said["platform"][1:] == ["D3D12: never tried", "Metal: never tried"]
+    [advice] = said["advice"]  # 4 MiB pieces through 768 KiB: whatever the GPU does, the ring is what is too small
+    assert "allocations waited" in advice
+
+
+async def test_doctor_would_notice_bytes_that_did_not_arrive(device: wgpu.GPUDevice) -> None:
+    usage = wgpu.BufferUsage.COPY_DST | wgpu.BufferUsage.COPY_SRC
+    buffer = device.create_buffer(size=1024, usage=usage)
+    data = np.arange(256, dtype=np.uint32).view(np.uint8)
+    assert not await doctor.holds(device, buffer, data)
+    device.queue.write_buffer(buffer, 0, data)
+    assert await doctor.holds(device, buffer, data)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [[], ["nonsense"], ["demo", "--nonsense"], ["info", "--nonsense"], ["doctor", "--ring-count", "0"]],
+    ids=str,
+)
 def test_what_it_does_not_know_gets_one_line_and_status_2(arguments: list[str]) -> None:
     refused = run(*arguments)
     assert refused.returncode == 2
@@ -64,5 +99,5 @@ def test_a_missing_extra_is_named_with_the_command_that_installs_it() -> None:
 def test_the_command_line_starts_without_any_extra() -> None:
     """Otherwise nobody would live to read which one is missing."""
     hidden = "import sys; sys.modules.update(dict.fromkeys(('rich', 'rendercanvas', 'PIL', 'skimage')))"
-    code = f"{hidden}; from aiostage import cli; cli.build_parser()"
+    code = f"{hidden}; from aiostage import cli, doctor; cli.build_parser()"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from aiostage import cli
+
 ROOT = Path(__file__).parent.parent
 PAGES = sorted(path for path in (ROOT / "docs").glob("*.md") if path.name != "index.md")
 
@@ -33,6 +35,21 @@ def test_a_page_runs_from_top_to_bottom_in_one_session(page: Path) -> None:
                 await pending
 
     asyncio.run(session())
+
+
+def test_the_commands_of_the_migration_page_exist() -> None:
+    """They run elsewhere: the tests that they name in this suite, the demo and the command line in others."""
+    lines = re.findall(r"^\$ (.*)$", (ROOT / "docs" / "migrating.md").read_text(), re.MULTILINE)
+    assert len(lines) >= 3
+    for line in lines:
+        program, *arguments = line.split()
+        if program == "aiostage":
+            cli.build_parser().parse_args(arguments)
+            continue
+        assert program == "./dev"
+        assert f"cmd_{arguments[0]}()" in (ROOT / "dev").read_text()
+        for path in [argument for argument in arguments[1:] if not argument.startswith("-")]:
+            assert (ROOT / path).is_file(), path
 
 
 def test_the_first_program_of_the_readme_runs_as_pasted(tmp_path: Path) -> None:

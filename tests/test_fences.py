@@ -71,6 +71,39 @@ async def test_values_increase_and_fences_complete_in_their_order(gpu: Simulated
     assert order == [1, 2, 3, 4, 5]
 
 
+async def test_a_fence_is_found_by_its_value_while_pending_and_done(gpu: SimulatedGpu, tracker: FenceTracker) -> None:
+    fences = [work(gpu, tracker) for _ in range(3)]
+    assert [tracker.fence(value) for value in (1, 2, 3)] == fences
+    gpu.complete(2)
+    await tracker.fence(2)
+    assert tracker.completed == 2
+    assert tracker.fence(3) is fences[2]
+    for value in (1, 2):
+        late = tracker.fence(value)
+        assert late.done()
+        assert late.value == value
+        await late.wait(0)
+    for value in (0, -1, 4):
+        with pytest.raises(ValueError, match=f"no fence has the value {value}; the newest has 3"):
+            tracker.fence(value)
+    gpu.complete()
+    await fences[2]
+
+
+async def test_a_value_that_the_lost_device_reached_is_done_and_others_are_lost(
+    gpu: SimulatedGpu, tracker: FenceTracker
+) -> None:
+    first, second = work(gpu, tracker), work(gpu, tracker)
+    gpu.complete()
+    await first
+    gpu.lose()
+    with pytest.raises(aiostage.DeviceLost):
+        await second
+    await tracker.fence(1)
+    with pytest.raises(aiostage.DeviceLost, match="before fence 2"):
+        await tracker.fence(2)
+
+
 async def test_any_number_of_tasks_may_wait_and_a_cancelled_one_disturbs_nobody(
     gpu: SimulatedGpu, tracker: FenceTracker
 ) -> None:
@@ -159,9 +192,9 @@ async def test_insertion_and_completion_are_logged_with_value_and_elapsed_time(
     await fence
     inserted, done = [record for record in caplog.records if record.name == "aiostage"]
     assert inserted.levelno == done.levelno == logging.DEBUG
-    assert inserted.getMessage() == "fence 1 inserted"
+    assert (inserted.event, inserted.getMessage()) == ("fence_inserted", "fence_inserted fence=1")
     assert (inserted.fence, done.fence, done.elapsed) == (1, 1, fence.elapsed)
-    assert done.getMessage() == f"fence 1 done after {fence.elapsed:.6f} s"
+    assert (done.event, done.getMessage()) == ("fence_done", f"fence_done fence=1 elapsed={fence.elapsed}")
 
 
 async def test_a_lost_device_fails_every_pending_fence_and_those_that_come_later(

@@ -378,6 +378,33 @@ async def test_a_buffer_guarded_by_another_devices_fence_waits_for_that_device(
         await until(lambda: ring.stats_nowait().buffer_states == (AVAILABLE,))
 
 
+async def test_the_manual_protocol_never_suspends(gpu: SimulatedGpu, simulated_ring: OpenRing) -> None:
+    """current, allocate, advance with a fence by value, stats: as a loop without tasks drives a ring."""
+    ring, target = await simulated_ring(), gpu.buffer(3 * 1024)
+    values = []
+    for index in range(3):
+        assert ring.current.index == index
+        with ring.allocate_nowait(1024) as slot:
+            slot.view[:] = bytes([index + 1]) * 1024
+            slot.copy_to_buffer(target, index * 1024)
+        fence = ring.advance()
+        await until(lambda: fence.value)  # noqa: B023
+        values.append(fence.value)
+    assert ring.stats_nowait().bytes_in_flight == 3 * 1024
+    with pytest.raises(anyio.WouldBlock):
+        ring.allocate_nowait(4)
+    gpu.complete()
+    await ring.fence(values[0])
+    assert not ring.fence(values[1]).done()
+    await until(lambda: ring.stats_nowait().bytes_in_flight == 2 * 1024)
+    slot = ring.allocate_nowait(1024)
+    assert slot.buffer.index == 0
+    slot.abandon()
+    gpu.complete_all()
+    await ring.fence(values[2])
+    assert target.bytes.tobytes() == b"".join(bytes([value]) * 1024 for value in (1, 2, 3))
+
+
 async def test_advance_past_an_open_slot_would_block_but_closes_the_buffer(
     gpu: SimulatedGpu, simulated_ring: OpenRing, always_shared: None
 ) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import wgpu
 
+from ..ring import StagingRing
 from .options import UsageError
 from .tiles import TEXEL, Pixels
 
@@ -30,6 +31,11 @@ async def find_adapter() -> Any:
 def describe(adapter: Any) -> str:
     info = adapter.info
     return f"{info['device']} ({info['adapter_type']}, {info['backend_type']})"
+
+
+def memory_kind(ring: StagingRing) -> str:
+    """Where an open ring's staging memory lies."""
+    return "host-cached memory" if ring.host_cached else "MAP_WRITE memory: fast to write, may be slow to read"
 
 
 async def open_device(adapter: Any, layers: int) -> Any:

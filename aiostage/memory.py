@@ -1,0 +1,307 @@
+"""The synchronous way in, for programs without an event loop: a ring that lives on a loop in a thread of its own.
+
+`StagingRingManager` runs one ring; `init_memory_system`, `staging_stats` and `close_memory_system` keep one manager for
+the whole program. All of it may be called from any thread. The calls block, so they are not for coroutines: those open
+a `StagingRing` on the loop that they have.
+"""
+
+from __future__ import annotations
+
+import atexit
+import threading
+from collections.abc import Awaitable, Callable, Mapping
+from concurrent.futures import CancelledError, Future
+from typing import Any, Concatenate, ParamSpec, TypeVar
+from weakref import WeakSet
+
+import anyio
+from anyio.from_thread import BlockingPortal
+
+from .budget import MiB
+from .errors import AlreadyInitialized, RingClosed, StagingError, WrongLoop
+from .events import logger
+from .ring import StagingRing
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_NO_ADAPTER = "no GPU adapter was found; see 'aiostage info'"
+
+
+class StagingRingManager:
+    """A staging ring behind blocking calls, which any thread may make.
+
+    :param ring_count: number of staging buffers.
+    :param buffer_size: bytes in each.
+    :param device: a wgpu.GPUDevice; by default `initialize` requests one of the high-performance adapter.
+    :param options: what else `StagingRing` takes, such as `budget`.
+
+    Nothing is created before `initialize` (or `with`). The thread and its loop end with `close` or the interpreter.
+    """
+
+    def __init__(self, ring_count: int = 3, buffer_size: int = 8 * MiB, *, device: Any = None, **options: Any) -> None:
+        self.device = device
+        """The GPUDevice; None before `initialize`, unless one was given."""
+        self._options: dict[str, Any] = {"ring_count": ring_count, "buffer_size": buffer_size} | options
+        StagingRing(device, **self._options)  # what is wrong with them is said now
+        self._lock = threading.Lock()
+        self._error: StagingError | None = RingClosed("the staging ring is not initialized: call initialize() first")
+        self._thread: threading.Thread | None = None
+        self._portal: BlockingPortal
+        self._ring: StagingRing
+
+    def initialize(self) -> bool:
+        """Open the ring, in a thread of its own. False, and nothing is left behind, where there is no GPU adapter.
+
+        :raises AlreadyInitialized: it was initialized before.
+        :raises BudgetExceeded, ValueError, DeviceLost: as `StagingRing.open`; it may be tried again.
+        """
+        self._check_thread()
+        with self._lock:
+            if self._thread is not None:
+                raise AlreadyInitialized("the manager was initialized before; make another one")
+            if self.device is None:
+                self.device = default_device()
+                if self.device is None:
+                    logger.error(_NO_ADAPTER)
+                    return False
+            started: Future[tuple[BlockingPortal, StagingRing]] = Future()
+            thread = threading.Thread(target=self._run, args=(started,), name="aiostage memory", daemon=True)
+            thread.start()
+            try:
+                self._portal, self._ring = started.result()
+            except BaseException:
+                started.cancel()  # Ctrl-C: what is being opened is closed again
+                raise
+            self._thread = thread
+            self._error = None
+            _open_managers.add(self)
+        return True
+
+    def is_initialized(self) -> bool:
+        """Whether it can be used now."""
+        return self._error is None and self._thread is not None and self._thread.is_alive()
+
+    def upload(
+        self,
+        destination: Any,
+        data: Any,
+        offset: int = 0,
+        *,
+        data_layout: Mapping[str, int] | None = None,
+        size: Any = None,
+    ) -> int:
+        """Copy `data` to a buffer or texture. On return it may be reused, and the copy was submitted.
+
+        :param destination: a GPUBuffer, a GPUTexture, or a mapping that tells a part of a texture, as wgpu has it.
+        :param offset: where in the buffer, in bytes.
+        :param data_layout: as in `StagingRing.write_texture`; follows from the data's shape by default.
+        :param size: bytes of `data` for a buffer, the region's extent for a texture; by default all.
+        :returns: the value of a fence that completes when the GPU has copied, for `wait`.
+        :raises InvalidCopy: WebGPU would refuse it; nothing was copied.
+        """
+        return self.call(_upload, destination, data, offset, data_layout, size)
+
+    def wait(self, value: int | None = None, timeout: float | None = None) -> None:
+        """Block until the GPU has done fence `value`, or without one everything submitted to the device so far.
+
+        :param timeout: seconds.
+        :raises FenceTimeout: it was not done by then.
+        :raises DeviceLost: it never will be.
+        """
+        self.call(_wait, value, timeout)
+
+    def stats(self) -> dict[str, Any]:
+        """The fields of `StagingStats` by name, after one poll of the GPU."""
+        return self.call(StagingRing.stats).as_dict()
+
+    def call(
+        self,
+        function: Callable[Concatenate[StagingRing, P], Awaitable[T]],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> T:
+        """Run `await function(ring, *args, **kwargs)` on the ring's loop: batches, slots, whatever a ring can do.
+
+        :raises RingClosed: before `initialize` and after `close`, also while it waits.
+        :raises WrongLoop: called on the ring's own loop, where waiting would never end.
+        """
+
+        async def run() -> T:
+            return await function(self._ring, *args, **kwargs)
+
+        self._check_thread()
+        with self._lock:  # what is started before `close` stops the loop will run
+            self._check()
+            future = self._portal.start_task_soon(run)
+        try:
+            return future.result()
+        except CancelledError:
+            raise RingClosed("the staging ring was closed") from None
+        except BaseException:
+            future.cancel()  # Ctrl-C ends the wait, and with it the work
+            raise
+
+    def close(self) -> None:
+        """Submit what is committed, wait for the GPU, give the memory back and end the thread. Again does nothing."""
+        self._close(None)
+
+    def __enter__(self) -> StagingRingManager:
+        if not self.initialize():
+            raise StagingError(_NO_ADAPTER)
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<StagingRingManager, {self._error or self._ring}>"
+
+    def _check_thread(self) -> None:
+        if self._thread is threading.current_thread():
+            raise WrongLoop("a blocking call on the manager's own event loop would wait for itself; use the ring")
+
+    def _check(self) -> None:
+        if self._error is not None:
+            raise self._error
+        if self._thread is None or not self._thread.is_alive():  # as in a forked child
+            raise RingClosed("the manager's thread has ended; a forked process makes a manager of its own")
+
+    def _close(self, timeout: float | None) -> None:
+        self._check_thread()
+        with self._lock:
+            if self._thread is None:
+                return
+            if self._error is None:
+                try:
+                    self._check()
+                    self._portal.start_task_soon(self._portal.stop)
+                except RingClosed:
+                    pass  # nobody is there to be stopped
+                self._error = RingClosed("the staging ring was closed; make another manager")
+        self._thread.join(timeout)
+
+    def _run(self, started: Future[tuple[BlockingPortal, StagingRing]]) -> None:
+        try:
+            anyio.run(self._live, started)
+        except BaseException as error:
+            if started.done():
+                logger.exception("the memory manager's event loop has ended")
+            else:
+                started.set_exception(error)
+
+    async def _live(self, started: Future[tuple[BlockingPortal, StagingRing]]) -> None:
+        async with StagingRing(self.device, **self._options) as ring, BlockingPortal() as portal:
+            if not started.set_running_or_notify_cancel():
+                return
+            started.set_result((portal, ring))
+            await portal.sleep_until_stopped()
+            await ring.aclose()  # whoever waits for the ring hears of it
+            await portal.stop(cancel_remaining=True)  # who waits for something else is not waited for
+
+
+async def _upload(
+    ring: StagingRing, destination: Any, data: Any, offset: int, data_layout: Mapping[str, int] | None, size: Any
+) -> int:
+    if ring._native.is_resource(destination, "texture"):
+        destination = {"texture": destination}
+    if isinstance(destination, Mapping):
+        fence = await ring.write_texture(destination, data, data_layout, size)
+    else:
+        fence = await ring.write_buffer(destination, offset, data, 0, size)
+    return fence.value
+
+
+async def _wait(ring: StagingRing, value: int | None, timeout: float | None) -> None:
+    fence = ring._tracker.insert() if value is None else ring.fence(value)
+    await fence.wait(timeout)
+
+
+def default_device() -> Any:
+    """A new device of the adapter that wgpu calls high-performance, or None where there is no adapter."""
+    import wgpu
+
+    try:
+        adapter = wgpu.gpu.request_adapter_sync(power_preference="high-performance")
+    except RuntimeError:
+        adapter = None
+    return adapter and adapter.request_device_sync()
+
+
+_open_managers: WeakSet[StagingRingManager] = WeakSet()
+
+
+@atexit.register
+def _close_all() -> None:
+    for manager in list(_open_managers):
+        manager._close(timeout=5)  # a GPU that hangs does not keep the interpreter
+
+
+# -- one for the whole program --
+
+_system: dict[str, Any] | None = None
+_system_lock = threading.Lock()
+
+
+def init_memory_system(
+    staging_rings: bool = True,
+    ring_count: int = 3,
+    buffer_size: int = 8 * MiB,
+    memory_pools: bool | Mapping[str, int] = False,
+    *,
+    device: Any = None,
+) -> dict[str, Any]:
+    """Set up the program's staging ring, and memory pools, on one device.
+
+    :param staging_rings: whether to have a ring, of `ring_count` buffers of `buffer_size` bytes.
+    :param memory_pools: usage flags (wgpu.BufferUsage) of each pool, by its name; True for one named "buffers" that
+        serves every usage of a buffer that is copied to.
+    :param device: a wgpu.GPUDevice; by default a new one of the high-performance adapter.
+    :returns: "device"; "staging_rings", the `StagingRingManager` or None; "memory_pools", a dict of
+        `aiostage.pools.BufferPool` or None; "ring_count", "buffer_size" and "staging_memory", bytes, 0 without a ring.
+    :raises AlreadyInitialized: `close_memory_system` was not called since the last time.
+    :raises StagingError: there is no GPU adapter.
+    :raises BudgetExceeded, ValueError, DeviceLost: as `StagingRing.open`; nothing is left behind.
+    """
+    global _system
+    with _system_lock:
+        if _system is not None:
+            raise AlreadyInitialized("the memory system was initialized before; call close_memory_system() first")
+        device = device or default_device()
+        if device is None:
+            raise StagingError(_NO_ADAPTER)
+        manager = StagingRingManager(ring_count, buffer_size, device=device) if staging_rings else None
+        if manager is not None:
+            manager.initialize()
+        _system = {
+            "device": device,
+            "staging_rings": manager,
+            "memory_pools": None,
+            "ring_count": ring_count if manager else 0,
+            "buffer_size": buffer_size if manager else 0,
+            "staging_memory": ring_count * buffer_size if manager else 0,
+        }
+        return dict(_system)
+
+
+def staging_stats() -> dict[str, Any]:
+    """What `StagingRingManager.stats` says of the program's ring.
+
+    :raises RingClosed: `init_memory_system` was not called, or made no ring.
+    """
+    system = _system
+    if system is None:
+        raise RingClosed("the memory system is not initialized: call init_memory_system() first")
+    if system["staging_rings"] is None:
+        raise RingClosed("the memory system was initialized without staging rings")
+    stats: dict[str, Any] = system["staging_rings"].stats()
+    return stats
+
+
+def close_memory_system() -> None:
+    """Close what `init_memory_system` made, which may be called again then."""
+    global _system
+    with _system_lock:
+        system, _system = _system, None
+        if system is not None and system["staging_rings"] is not None:
+            system["staging_rings"].close()
