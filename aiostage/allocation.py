@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from .copies import (
     BufferCopy,
+    BufferSlice,
     Copy,
     TextureCopy,
     check_buffer_copy,
@@ -115,7 +116,8 @@ class Allocation:
         size: int | None = None,
         encoder: Any = None,
     ) -> None:
-        """Copy `size` bytes (default: the rest) from `data_offset` on to `buffer_offset` of a GPUBuffer.
+        """Copy `size` bytes (default: the rest) from `data_offset` on to `buffer_offset` of a GPUBuffer or a pool's
+        range.
 
         It runs with the ring's next submit or, with `encoder`, where it is recorded: into that encoder, at commit.
 
@@ -124,10 +126,12 @@ class Allocation:
         self._check_open()
         buffer_offset, data_offset = whole(buffer_offset, "buffer_offset"), whole(data_offset, "data_offset")
         nbytes = self.size - data_offset if size is None else whole(size, "size")
-        check_buffer_copy(buffer, buffer_offset, nbytes, self._ring._native)
+        if encoder is not None and isinstance(buffer, BufferSlice) and not buffer.stays:
+            raise InvalidCopy("the range may be moved before the encoder is submitted: copy to a pin of it")
+        buffer, buffer_offset, pin = check_buffer_copy(buffer, buffer_offset, nbytes, self._ring._native)
         check_source(data_offset, nbytes, self.size, 4)
         if nbytes:
-            self._keep(BufferCopy(self.buffer, self.offset + data_offset, buffer, buffer_offset, nbytes), encoder)
+            self._keep(BufferCopy(self.buffer, self.offset + data_offset, buffer, buffer_offset, nbytes, pin), encoder)
 
     def copy_to_texture(
         self,
@@ -181,7 +185,8 @@ class Allocation:
         if self._views is not None:
             self._views.close(self._ring._strict_views)
         self._closed = True
-        self._ring._committed(self, self._copies, self._recorded)
+        copies, recorded = self._forget_copies()
+        self._ring._committed(self, copies, recorded)
 
     def abandon(self) -> None:
         """Give the place up; nothing is copied. Does nothing when the allocation is closed already."""
@@ -189,6 +194,7 @@ class Allocation:
             return
         self._ring._port.check()
         self._closed = True
+        self._forget_copies()
         if self._views is not None:
             self._views.give_up()
         self._ring._drop(self.buffer, self.buffer.trip, self.offset, self.size, self._views)
@@ -225,6 +231,12 @@ class Allocation:
             self._copies.append(copy)
         else:
             self._recorded.append((encoder, copy))
+
+    def _forget_copies(self) -> tuple[list[Copy], list[tuple[Any, Copy]]]:
+        """What was staged. A slot that is still in scope must not keep the pins of ranges that it was copied to."""
+        copies, recorded = self._copies, self._recorded
+        self._copies, self._recorded = [], []
+        return copies, recorded
 
     def _open_views(self) -> Views:
         self._check_open()

@@ -18,13 +18,30 @@ _BUFFER_COPY_DST = 0x8
 _TEXTURE_COPY_DST = 0x2
 
 
+class BufferSlice:
+    """Stands for `size` bytes of `buffer` as the destination of a copy: the base of `aiostage.pools.BufferRange`."""
+
+    __slots__ = ()
+    size: int
+    buffer: Any
+    stays = False
+    """Whether it is its holder who says how long it stays where it is."""
+
+    def pin(self) -> Any:
+        """A slice of the same bytes that stays for as long as it lives, and has their `offset` in its `buffer`."""
+        raise NotImplementedError
+
+
 class BufferCopy:
     """`size` bytes from `offset` in the staging buffer `source` to `destination_offset` in a GPUBuffer."""
 
-    __slots__ = ("destination", "destination_offset", "offset", "owner", "size", "source")
+    __slots__ = ("destination", "destination_offset", "offset", "owner", "pin", "size", "source")
 
-    def __init__(self, source: Any, offset: int, destination: Any, destination_offset: int, size: int) -> None:
+    def __init__(
+        self, source: Any, offset: int, destination: Any, destination_offset: int, size: int, pin: Any = None
+    ) -> None:
         self.owner: Any = None  # the task whose allocation it came from, if it did
+        self.pin = pin  # of the slice that it goes to, if it does: lives as long as the copy
         self.source = source
         self.offset = offset
         self.destination = destination
@@ -149,15 +166,25 @@ def whole(value: Any, name: str) -> int:
         raise InvalidCopy(f"{name} must be a whole number, not {value!r}") from None
 
 
-def check_buffer_copy(buffer: Any, buffer_offset: int, size: int, owner: Any) -> None:
-    """Raise InvalidCopy unless `size` bytes may be copied to `buffer_offset` of `buffer` on `owner`'s device."""
+def check_buffer_copy(buffer: Any, buffer_offset: int, size: int, owner: Any) -> tuple[Any, int, Any]:
+    """Raise InvalidCopy unless `size` bytes may be copied to `buffer_offset` of `buffer` on `owner`'s device.
+
+    :returns: (GPUBuffer, offset in it, pin for the copy to keep). The pin is None but for a `BufferSlice`.
+    """
+    given = buffer
+    if isinstance(given, BufferSlice):
+        buffer = given.buffer
     _check_destination(buffer, "buffer", _BUFFER_COPY_DST, "BufferUsage.COPY_DST", owner)
     if buffer_offset < 0 or buffer_offset % 4:
         raise InvalidCopy(f"buffer_offset must be a multiple of 4 and not negative, not {buffer_offset}")
     if size < 0 or size % 4:
         raise InvalidCopy(f"the number of bytes copied must be a multiple of 4, not {size}")
-    if buffer_offset + size > buffer.size:
-        raise InvalidCopy(f"{size} bytes at offset {buffer_offset} do not fit in a buffer of {buffer.size} bytes")
+    if buffer_offset + size > given.size:
+        raise InvalidCopy(f"{size} bytes at offset {buffer_offset} do not fit in a buffer of {given.size} bytes")
+    if given is buffer:
+        return buffer, buffer_offset, None
+    pin = given.pin()
+    return pin.buffer, pin.offset + buffer_offset, pin
 
 
 def check_source(offset: int, nbytes: int, available: int, alignment: int) -> None:

@@ -56,6 +56,18 @@ class InvalidCopy(StagingError, ValueError):
     """A copy that WebGPU would refuse; the message has the numbers. Nothing of it was submitted."""
 
 
+class RangeReleased(StagingError, ValueError):
+    """A pool's range was used, pinned or released after its last reference had been released."""
+
+
+class RangesStillAlive(StagingError, BufferError):
+    """A pool cannot be closed while ranges of it are referenced, pinned, or the destination of staged copies."""
+
+
+class PoolClosed(StagingError, anyio.ClosedResourceError):
+    """The pool was closed, and its ranges with it."""
+
+
 class InvalidTexture(StagingError, ValueError):
     """A texture file is damaged; the message says where. Nothing of the damaged level was uploaded."""
 

@@ -101,6 +101,12 @@ class Native(Protocol):
 
     def write_relay(self, relay: Any, data: Any) -> None: ...
 
+    def create_block(self, size: int, usage: int) -> Any:
+        """A buffer that many share, as the blocks of a pool: its users cannot destroy it. :raises DeviceLost:"""
+
+    def offset_alignment(self, usage: int) -> int:
+        """What the offset of a binding of such a buffer must be a multiple of."""
+
     def is_resource(self, resource: Any, kind: str) -> bool:
         """Whether `resource` is a "buffer" or "texture" of this kind of device."""
 
@@ -528,6 +534,20 @@ class WgpuNative:
         with _telling_loss():
             self.device.queue.write_buffer(relay, 0, data)
 
+    # -- pools --
+
+    def create_block(self, size: int, usage: int) -> Any:
+        with _telling_loss():
+            buffer = self.device.create_buffer(label="pool block", size=size, usage=usage)
+        buffer.destroy = _refuse_block  # others' ranges lie in it
+        return buffer
+
+    def offset_alignment(self, usage: int) -> int:
+        limits = self.device.limits
+        uniform = limits["min-uniform-buffer-offset-alignment"] if usage & wgpu.BufferUsage.UNIFORM else 4
+        storage = limits["min-storage-buffer-offset-alignment"] if usage & wgpu.BufferUsage.STORAGE else 4
+        return int(max(uniform, storage))
+
     def is_resource(self, resource: Any, kind: str) -> bool:
         return isinstance(resource, wgpu.GPUBuffer if kind == "buffer" else wgpu.GPUTexture)
 
@@ -537,6 +557,10 @@ class WgpuNative:
 
 def _refuse(*args: Any, **kwargs: Any) -> None:
     raise StagingError("a staging buffer is mapped, unmapped and destroyed by its ring alone")
+
+
+def _refuse_block(*args: Any, **kwargs: Any) -> None:
+    raise StagingError("a block is shared by the ranges of a pool; release the range instead")
 
 
 class _Ledger:

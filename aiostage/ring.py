@@ -355,7 +355,7 @@ class StagingRing:
     async def write_buffer(
         self, buffer: Any, buffer_offset: int, data: Any, data_offset: int = 0, size: int | None = None
     ) -> Fence:
-        """Copy `data` to a GPUBuffer, as `GPUQueue.write_buffer` does, without holding the loop.
+        """Copy `data` to a GPUBuffer or a pool's range, as `GPUQueue.write_buffer` does, without holding the loop.
 
         On return `data` may be reused, and the copy was submitted: what is submitted later sees it. Calls made in the
         same turn of the loop share a submit. `data` may be any object with the buffer protocol, also larger than the

@@ -313,8 +313,8 @@ def put(ring: StagingRing, lane: Lane, buffer: Any, buffer_offset: Any, data: An
     nbytes = source.nbytes
     if not 0 < nbytes <= ring._inline_size or type(buffer_offset) is not int:
         return False
-    check_buffer_copy(buffer, buffer_offset, nbytes, ring._native)
-    place = ring._find_now(lane, nbytes, 4)
+    buffer, buffer_offset, pin = check_buffer_copy(buffer, buffer_offset, nbytes, ring._native)
+    place = ring._find_now(lane, nbytes, 4) if pin is None else None  # a pin lives as long as a copy of its own
     if place is None:
         return False
     staging, offset = place
@@ -335,7 +335,7 @@ def from_buffer(
     nbytes = array.nbytes - data_offset if size is None else whole(size, "size")
     if nbytes > array.nbytes - data_offset:
         raise InvalidCopy(f"size {nbytes} exceeds the {array.nbytes - data_offset} bytes behind data_offset")
-    check_buffer_copy(buffer, buffer_offset, nbytes, ring._native)
+    buffer, buffer_offset, pin = check_buffer_copy(buffer, buffer_offset, nbytes, ring._native)
 
     def pieces() -> Iterator[Piece]:
         for start in range(0, nbytes, ring.buffer_size):
@@ -343,14 +343,14 @@ def from_buffer(
             yield Piece(
                 length,
                 partial(copy_bytes, array=array, start=data_offset + start),
-                partial(_buffer_copy, buffer=buffer, target=buffer_offset + start, nbytes=length),
+                partial(_buffer_copy, buffer=buffer, target=buffer_offset + start, nbytes=length, pin=pin),
             )
 
     return pieces()
 
 
-def _buffer_copy(source: StagingBuffer, offset: int, buffer: Any, target: int, nbytes: int) -> BufferCopy:
-    return BufferCopy(source, offset, buffer, target, nbytes)
+def _buffer_copy(source: StagingBuffer, offset: int, buffer: Any, target: int, nbytes: int, pin: Any) -> BufferCopy:
+    return BufferCopy(source, offset, buffer, target, nbytes, pin)
 
 
 def as_array(data: Any) -> npt.NDArray[Any]:

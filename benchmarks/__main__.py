@@ -8,7 +8,7 @@ import importlib
 
 from . import machine
 
-NAMES = ("fences", "costs", "throughput", "textures")
+NAMES = ("fences", "costs", "throughput", "textures", "pools")
 
 
 def main() -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from . import costs, fences, textures, throughput
+from . import costs, fences, pools, textures, throughput
 from .machine import RESULTS
 
 PAGE = RESULTS.parent.parent / "docs" / "performance.md"
@@ -44,6 +44,9 @@ def sections() -> Iterator[str]:
         yield from rates(machine, "textures")
         yield f"### Frames of 198 MB at {textures.FPS} per second (`{machine}-textures.json`)\n"
         yield table(textures.FRAMES_HEADER, textures.frame_rows(load(machine, "textures")["figures"]["frames"]))
+        if (RESULTS / f"{machine}-pools.json").exists():
+            yield f"### Memory pools (`{machine}-pools.json`)\n"
+            yield table(pools.HEADER, pools.rows(load(machine, "pools")["figures"]))
 
 
 def rates(machine: str, kind: str) -> Iterator[str]:

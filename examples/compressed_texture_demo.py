@@ -3,7 +3,7 @@
 Prints the memory against the PNG path (RGBA8 with the same mip levels) and the PSNR of what the GPU samples, and writes
 a picture of what could be drawn when. Needs: pip install etcpak texture2ddecoder 'aiostage[demo,textures]'
 
-    python examples/compressed_texture_demo.py [--output compressed_textures.png] [photographs …]
+    python examples/compressed_texture_demo.py [--output compressed_textures.png] [--all | photographs …]
 """
 
 from __future__ import annotations
@@ -182,7 +182,9 @@ async def main(paths: list[Path], output: Path) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("photographs", nargs="*", type=Path)
+    parser.add_argument("--all", action="store_true", help="all photographs that scikit-image ships; default: four")
     parser.add_argument("--output", type=Path, default=Path("compressed_textures.png"))
     arguments = parser.parse_args()
-    chosen = arguments.photographs or [path for path in photos.bundled() if path.name in SHOWN_BY_DEFAULT]
+    bundled = [path for path in photos.bundled() if arguments.all or path.name in SHOWN_BY_DEFAULT]
+    chosen = arguments.photographs or bundled
     anyio.run(main, chosen, arguments.output)

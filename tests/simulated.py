@@ -17,6 +17,7 @@ import ctypes
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
+from copy import copy as copy_of
 from functools import partial
 from typing import Any
 
@@ -253,7 +254,7 @@ class SimulatedGpu:
                 self._demand(source.map_state == "unmapped", f"submit of a buffer that is {source.map_state}")
                 self._demand(not source.destroyed, "submit of a destroyed buffer")
                 source.last_use = self.submitted
-                steps.append(partial(self._copy, copy, source))
+                steps.append(partial(self._copy, _without_pin(copy), source))
             for command_buffer in command_buffers:
                 self._demand(not command_buffer.submitted, "submit of a command buffer that was submitted")
                 command_buffer.submitted = True
@@ -309,11 +310,29 @@ class SimulatedGpu:
         with self._lock:
             self._queued.append(partial(relay.bytes.__setitem__, slice(None), np.frombuffer(data, np.uint8).copy()))
 
+    # -- pools --
+
+    def create_block(self, size: int, usage: int) -> SimulatedBuffer:
+        if self._lost:
+            raise DeviceLost("the device is lost")
+        return SimulatedBuffer(self, size, usage)
+
+    def offset_alignment(self, usage: int) -> int:
+        return 256 if usage & (wgpu.BufferUsage.UNIFORM | wgpu.BufferUsage.STORAGE) else 4
+
     def is_resource(self, resource: Any, kind: str) -> bool:
         return isinstance(resource, SimulatedBuffer if kind == "buffer" else SimulatedTexture)
 
     def owns(self, resource: Any) -> bool:
         return getattr(resource, "gpu", None) is self
+
+
+def _without_pin(command: Copy) -> Copy:
+    """What a GPU keeps of a copy command: nothing that the ring keeps with it."""
+    kept = copy_of(command)
+    if isinstance(kept, BufferCopy):
+        kept.pin = None
+    return kept
 
 
 async def until(condition: Callable[[], object]) -> None:

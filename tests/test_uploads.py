@@ -438,7 +438,7 @@ async def test_a_copy_that_only_the_encoder_refuses_fails_alone(
     open_ring: OpenRing, target: Target, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ring, buffer = await open_ring(), target(16)
-    monkeypatch.setattr("aiostage.allocation.check_buffer_copy", lambda *_: None)
+    monkeypatch.setattr("aiostage.allocation.check_buffer_copy", lambda buffer, offset, *_: (buffer, offset, None))
     with await ring.allocate(8) as slot:
         slot.view[:] = b"uploaded"
         slot.copy_to_buffer(buffer, 0)
