@@ -496,8 +496,10 @@ class StagingRing:
         return None if self._waiters else self._find(lane, size, alignment)
 
     def _spreads(self, buffer: StagingBuffer, size: int) -> bool:
-        """Whether a large upload had better not wait in `buffer` for another's thread, since most buffers are free."""
-        return buffer.copying > 0 and size > self._inline_size and 2 * self._free > self.ring_count
+        """Whether an upload that takes much of a buffer had better not wait in this one for another's thread, since most
+        are free. Smaller ones gain more by sharing a submit."""
+        large = size > self._inline_size and 4 * size >= self.buffer_size
+        return large and buffer.copying > 0 and 2 * self._free > self.ring_count
 
     def _claim(self, buffer: StagingBuffer, offset: int, size: int) -> tuple[StagingBuffer, int]:
         buffer.head = offset + size
@@ -684,7 +686,7 @@ class StagingRing:
             buffer.exports += slot._views.alive()
         try:
             if recorded:
-                self._record(slot, recorded)
+                self._record(slot, recorded, bool(copies))
             elif not copies:
                 buffer.unstaged += 1
         finally:
@@ -702,8 +704,8 @@ class StagingRing:
                 event("abandoned", buffer=buffer.index, offset=offset, size=size)
             self._let_go(buffer)
 
-    def _record(self, slot: Allocation, recorded: list[tuple[Any, Copy]]) -> None:
-        """Record a slot's copies into its caller's encoders.
+    def _record(self, slot: Allocation, recorded: list[tuple[Any, Copy]], stays: bool) -> None:
+        """Record a slot's copies into its caller's encoders; it `stays` in flight for copies of the ring's own.
 
         The caller may submit those at any time, or never, so they must not read from a staging buffer, which has to be
         unmapped then and comes back afterwards. They read from a relay in device memory, which the ring fills: by a
@@ -719,7 +721,7 @@ class StagingRing:
             assert buffer.memory is not None
             data = bytes(buffer.memory[slot.offset : slot.offset + slot.size])
             self._native.write_relay(relay, data + bytes(padding))
-            if not slot._copies:  # the ring's own still read it
+            if not stays:
                 buffer.used -= slot.size
         else:
             self._slots.stage(BufferCopy(buffer, slot.offset, relay, 0, slot.size))
