@@ -496,7 +496,7 @@ class StagingRing:
         return None if self._waiters else self._find(lane, size, alignment)
 
     def _spreads(self, buffer: StagingBuffer, size: int) -> bool:
-        """Whether an upload that takes much of a buffer had better not wait in this one for another's thread, since most
+        """Whether an upload that takes much of a buffer had better not wait in it for another's thread, since most
         are free. Smaller ones gain more by sharing a submit."""
         large = size > self._inline_size and 4 * size >= self.buffer_size
         return large and buffer.copying > 0 and 2 * self._free > self.ring_count
