@@ -1,30 +1,35 @@
-"""`python -m benchmarks.report`: write docs/performance.md's tables, and its plots, from the JSON in results/."""
+"""`python -m benchmarks.report`: write figures and plots into docs/, from the JSON in results/.
+
+The tables and plots of docs/performance.md, and the soak's table in docs/reliability.md.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from . import costs, fences, pools, textures, throughput
+from . import costs, fences, pools, soak, textures, throughput
 from .machine import RESULTS
 
 PAGE = RESULTS.parent.parent / "docs" / "performance.md"
+RELIABILITY = PAGE.with_name("reliability.md")
 BEGIN, END = "<!-- figures: written by python -m benchmarks.report -->", "<!-- end of figures -->"
 MACHINES = {"h100": "H100", "llvmpipe": "llvmpipe"}
 
 
 def main() -> None:
-    PAGE.write_text(page(PAGE.read_text()))
+    PAGE.write_text(page(PAGE.read_text(), sections()))
+    RELIABILITY.write_text(page(RELIABILITY.read_text(), soaks()))
     for machine in MACHINES:
         plot(machine)
 
 
-def page(text: str) -> str:
-    """`text` with the tables of today's JSON between its marks."""
+def page(text: str, figures: Iterable[str]) -> str:
+    """`text` with the figures of today's JSON between its marks."""
     before, rest = text.split(BEGIN)
-    return before + BEGIN + "\n\n" + "\n".join(sections()) + END + rest.split(END)[1]
+    return before + BEGIN + "\n\n" + "\n".join(figures) + END + rest.split(END)[1]
 
 
 def sections() -> Iterator[str]:
@@ -47,6 +52,14 @@ def sections() -> Iterator[str]:
         if (RESULTS / f"{machine}-pools.json").exists():
             yield f"### Memory pools (`{machine}-pools.json`)\n"
             yield table(pools.HEADER, pools.rows(load(machine, "pools")["figures"]))
+
+
+def soaks() -> Iterator[str]:
+    """One column for each machine that the soak ran on."""
+    names = sorted(path.name.removesuffix(".json") for path in RESULTS.glob("*-soak*.json"))
+    columns = [soak.facts(json.loads((RESULTS / f"{name}.json").read_text())) for name in names]
+    rows = [(what, *(column[what] for column in columns)) for what in columns[0]]
+    yield table(["", *(f"`{name}.json`" for name in names)], rows)
 
 
 def rates(machine: str, kind: str) -> Iterator[str]:

@@ -376,15 +376,12 @@ def progress(at: dict[str, Any], uploads: int) -> str:
 def verdict(figures: dict[str, Any]) -> dict[str, tuple[bool, str]]:
     """Of each thing that must hold: whether it does, and the figures."""
     checks, samples = figures["checks"], figures["samples"]
-    first = next((s for s in samples if s["uploads"] >= figures["uploads"] / 10), samples[-1])
+    first = next(s for s in samples if s["uploads"] >= figures["uploads"] / 10)
     later = samples[samples.index(first) :]
-    resident = [s["resident_MiB"] for s in later]
-    growth = max(resident) - resident[0]
     wrong = checks["wrong_words"] + checks["words_astray"]
+    resident = [s["resident_MiB"] for s in later]
     kinds = ("objects", "native_objects")
-    leaks = {
-        (name, s[of][name]) for of in kinds for s in later for name in s[of] if s[of][name] > first[of].get(name, 0)
-    }
+    leaks = {name for of in kinds for s in later for name in s[of] if s[of][name] > first[of].get(name, 0)}
     idle = all(not (s["bytes_in_flight"] or s["waiters"] or s["pending_fences"]) for s in samples)
     return {
         "contents": (
@@ -392,16 +389,36 @@ def verdict(figures: dict[str, Any]) -> dict[str, tuple[bool, str]]:
             f"{wrong} wrong words of {checks['compared_MB']:,} MB compared on the GPU, {checks['regions']:,} regions",
         ),
         "resident memory": (
-            growth <= _TOLERANCE,
+            max(resident) - resident[0] <= _TOLERANCE,
             f"{resident[0]} MiB after a tenth, {resident[-1]} at the end, {max(resident)} at most",
         ),
         "objects": (
             not leaks,
-            f"wgpu has {first['objects']['total']}, wgpu-native {first['native_objects']['total']} since a tenth; "
-            f"more since: {sorted(leaks) or 'none'}",
+            f"{first['objects']['total']} of wgpu-py, {first['native_objects']['total']} of wgpu-native after a tenth; "
+            f"more later: {', '.join(sorted(leaks)) or 'none'}",
         ),
         "idle": (idle, f"nothing {'' if idle else 'but something '}in flight between rounds"),
     }
+
+
+def facts(result: dict[str, Any]) -> dict[str, str]:
+    """What the saved result of a run says, for a table."""
+    about, figures = result["machine"], result["figures"]
+    checks = figures["checks"]
+    what = {
+        "on": f"{about['adapter']}, {about['cores']} cores, Python {about['python']}, wgpu {about['wgpu']}",
+        "date": about["date"],
+        "uploads": f"{figures['uploads']:,}, seed {figures['seed']}",
+        "by": f"{figures['coroutines']} coroutines through {figures['ring']}",
+        "in": f"{figures['seconds']:,} s, {figures['uploads'] / figures['seconds']:,.0f} per second",
+        "uploaded": f"{figures['uploaded_MB']:,} MB in {figures['submits']:,} submits, {figures['stalls']:,} stalls",
+        "compared on the GPU": f"{checks['compared_MB']:,} MB, {checks['regions']:,} regions",
+        "wrong words": str(checks["wrong_words"]),
+        "words outside of any region": str(checks["words_astray"]),
+    }
+    events = ("cancelled", "producers that raised", "slow producers", "destinations destroyed on the way")
+    what |= {event: f"{figures['events'].get(event, 0):,}" for event in events}
+    return what | {what: text for what, (_, text) in verdict(figures).items() if what != "contents"}
 
 
 def report(figures: dict[str, Any]) -> bool:

@@ -10,6 +10,8 @@ import pytest
 import wgpu
 from readback import read_texture
 
+pytestmark = pytest.mark.blocks_loop("these make shaders and draw")
+
 SHADER = """
 struct Params { level: f32, face: u32, size: vec2f }
 

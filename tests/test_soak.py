@@ -12,7 +12,7 @@ import wgpu
 
 import aiostage
 from aiostage import KiB, MiB
-from benchmarks import soak
+from benchmarks import report, soak
 from benchmarks.arenas import Arena, BufferArena, Checker, Expect, TextureArena
 
 
@@ -127,3 +127,8 @@ async def test_an_arena_is_checked_only_when_its_last_writer_is_done(open_ring: 
     assert not waiting.done()
     regions[1].end()
     await waiting
+
+
+def test_the_reliability_page_has_the_figures_of_the_last_soak() -> None:
+    text = report.RELIABILITY.read_text()
+    assert report.page(text, report.soaks()) == text, "run 'python -m benchmarks.report'"

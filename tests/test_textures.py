@@ -137,6 +137,7 @@ SHADER = """
 """
 
 
+@pytest.mark.blocks_loop("it encodes, decodes and makes shaders")
 @pytest.mark.parametrize(
     ("format", "encode", "decode"),
     [

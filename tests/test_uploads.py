@@ -492,6 +492,7 @@ async def test_what_write_texture_refuses_is_said_with_the_numbers(
 # -- Memory that can be read --
 
 
+@pytest.mark.blocks_loop("it reads back, and waits for that")
 @pytest.mark.parametrize("host_cached", [None, True])
 async def test_staging_memory_can_be_read_fast_where_the_device_has_such_memory(
     open_ring: OpenRing, target: Target, host_cached: bool | None

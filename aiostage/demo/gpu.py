@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from typing import Any
 
@@ -19,6 +20,7 @@ async def find_adapter() -> Any:
     """The adapter that the demo runs on: the one wgpu calls high-performance."""
     # Mesa's software driver complains on stderr where this is unset; it needs no more than some directory.
     os.environ.setdefault("XDG_RUNTIME_DIR", "/tmp")
+    logging.getLogger("wgpu").setLevel(logging.ERROR)  # wgpu 0.31 warns of every extension that a driver lacks
     try:
         adapter = await wgpu.gpu.request_adapter_async(power_preference="high-performance")
     except RuntimeError as error:
