@@ -143,7 +143,7 @@ class StagingBuffer:
     def held_by(self) -> str:
         """What keeps it from coming back that only users can end, once all that can go is gone; empty if nothing."""
         reasons = [str(hold) for hold in self.open.values()]
-        if self.quarantine:
+        if any(views.is_foreign() for views in self.quarantine):
             reasons.append("a view of an abandoned allocation")
         if self.unstaged:
             reasons.append(f"{self.unstaged} allocations committed without a copy")

@@ -497,6 +497,26 @@ async def test_a_buffer_that_is_held_twice_over_counts_once(gpu: SimulatedGpu, s
     held.abandon()
 
 
+async def test_a_view_of_an_abandoned_slot_holds_a_buffer_no_longer_than_it_lives(
+    gpu: SimulatedGpu, simulated_ring: OpenRing, always_shared: None
+) -> None:
+    ring, target = await simulated_ring(ring_count=1, stall_timeout=0.005), gpu.buffer(1024)
+    abandoned = await ring.allocate(512)
+    with await ring.allocate(512) as slot:
+        view = memoryview(abandoned.view)
+        abandoned.abandon()
+        slot.copy_to_buffer(target)
+    await ring.submit()
+    with pytest.raises(aiostage.StallTimeout, match="a view of an abandoned allocation"):
+        await ring.allocate(4)
+    del view
+    waiter = start(ring.allocate(4))
+    await anyio.sleep(0.05)
+    assert not waiter.done()  # for the GPU will give the buffer back
+    gpu.complete()
+    (await waiter).abandon()
+
+
 async def test_a_gpu_that_does_not_give_a_buffer_back_in_time_is_a_fence_timeout(
     gpu: SimulatedGpu, simulated_ring: OpenRing
 ) -> None:
