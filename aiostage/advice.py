@@ -2,9 +2,13 @@
 
 Where somebody had to wait, there are three reasons, told apart by what was counted:
 
-1. The ring is too small for what is wanted at a time. `peak_demand` is how much that was.
-2. Its buffers go to the GPU before they are full (a submit, a turn of the loop), so that larger ones would not help.
-3. The GPU is never done: it was busy for several rounds of the ring. More staging memory only makes a longer queue.
+1. Too few buffers: they go to the GPU before they are full (a submit, a turn of the loop), so that larger ones would
+   not help.
+2. Too small buffers: they are sealed with more to come. Fewer, larger submits cost the GPU less as well.
+3. The GPU: it was busy for many rounds of the ring, though the buffers are large, or their submits small. More staging
+   memory would only make a longer queue.
+
+How much is advised follows from `peak_demand`, what was wanted at a time.
 """
 
 from __future__ import annotations
@@ -21,9 +25,14 @@ _ENOUGH = 8
 _RARE = 0.01
 """Stalls for each allocation that are not worth a word."""
 _AT_ONCE = 4
-"""How many times as much memory is advised at once, and how many rounds without a pause make a GPU busy."""
+"""How many times as much memory is advised at once."""
+_BUSY = 8
+"""Rounds of the ring without a pause that make a GPU a busy one."""
+_LARGE = 16 * MiB
+"""As large as a ring chooses its buffers by itself: larger ones gain little."""
 _ROUND_TRIP = 0.002
 """Seconds to a fence that are mostly the round trip itself, not the GPU's work: polls are up to a millisecond apart."""
+_SUBMITS = ", or more in each submit (a batch)"
 _NEAR = 0.9
 """Part of the budget from which on it is nearly spent."""
 
@@ -63,33 +72,29 @@ def _stalls(stats: StagingStats, budget: MemoryBudget) -> Advice | None:
     """More memory, or none where that would not help."""
     if stats.buffer_stalls <= _RARE * stats.allocations_total or not stats.seals:
         return None
-    waited = (
-        f"{stats.buffer_stalls} of {stats.allocations_total} allocations waited, {stats.stall_seconds:.3f} s in all"
-    )
+    count, size = stats.ring_count, stats.buffer_size
+    why = f"{stats.buffer_stalls} of {stats.allocations_total} allocations waited, {stats.stall_seconds:.3f} s in all; "
+    why += f"up to {size_text(stats.peak_demand)} were wanted at a time"
     taken = stats.sealed_bytes / stats.seals
     wanted = stats.peak_demand / taken  # buffers, as full as they were
-    if wanted > _AT_ONCE * stats.ring_count and stats.fence_latency_p50 > _ROUND_TRIP:
-        median, most = stats.fence_latency_p50 * 1e3, stats.fence_latency_p99 * 1e3
-        why = (
-            f"{waited}, for the GPU: {size_text(stats.peak_demand)} without a pause, and fences take {median:.1f} ms, "
+    cramped = 2 * stats.seals_cramped >= stats.seals
+    is_busy = wanted > _BUSY * count and stats.fence_latency_p50 > _ROUND_TRIP
+    if is_busy and not (cramped and size < _LARGE):
+        why += f", for which the GPU had no pause; fences take {stats.fence_latency_p50 * 1e3:.1f} ms, "
+        why += (
+            f"{stats.fence_latency_p99 * 1e3:.1f} ms at p99. Give it less to do{_SUBMITS if 2 * taken < size else ''}"
         )
-        why += f"{most:.1f} ms at p99. Give it less to do: more staging memory only makes its queue longer"
-        return Advice(AdviceKind.GPU_BOUND, why, stats.ring_count, stats.buffer_size)
-    wanted = min(wanted, _AT_ONCE * stats.ring_count)
+        return Advice(AdviceKind.GPU_BOUND, f"{why}: more staging memory only makes its queue longer", count, size)
+    wanted = min(wanted, _AT_ONCE * count)
     room = stats.memory + budget.available
-    waited += f"; up to {size_text(stats.peak_demand)} were wanted at a time"
-    if stats.ring_count >= 3 and 2 * stats.seals_cramped >= stats.seals:
-        size = min(round_up(math.ceil(wanted * taken / stats.ring_count)), room // stats.ring_count // 4 * 4)
-        if size <= stats.buffer_size:
-            return None
-        why = f"{waited}, and {stats.seals_cramped} of {stats.seals} buffers were sealed with more to come"
-        return Advice(AdviceKind.LARGER_BUFFERS, why, stats.ring_count, size)
-    size = _snug(stats) or stats.buffer_size
-    count = min(max(math.ceil(wanted), stats.ring_count + 1), room // size)
-    if count <= stats.ring_count:
-        return None
-    why = f"{waited}, and buffers were sealed with {size_text(taken)} in them"
-    return Advice(AdviceKind.MORE_BUFFERS, why, count, size)
+    if cramped and count >= 3:
+        why += f", and {stats.seals_cramped} of {stats.seals} buffers were sealed with more to come"
+        size = min(round_up(math.ceil(wanted * taken / count)), room // count // 4 * 4)
+        return Advice(AdviceKind.LARGER_BUFFERS, why, count, size) if size > stats.buffer_size else None
+    why += f", and buffers were sealed with {size_text(taken)} in them"
+    size = _snug(stats) or size
+    count = min(max(math.ceil(wanted), count + 1), room // size)
+    return Advice(AdviceKind.MORE_BUFFERS, why, count, size) if count > stats.ring_count else None
 
 
 def _empty(stats: StagingStats) -> Advice | None:

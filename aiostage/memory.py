@@ -11,7 +11,7 @@ import atexit
 import threading
 from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import CancelledError, Future
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 from weakref import WeakSet
 
 import anyio
@@ -22,8 +22,14 @@ from .errors import AlreadyInitialized, RingClosed, StagingError, WrongLoop
 from .events import logger
 from .ring import StagingRing
 
+if TYPE_CHECKING:
+    from .pools import BufferPool
+
 P = ParamSpec("P")
 T = TypeVar("T")
+
+# Every usage but mapping (GPUBufferUsage in the WebGPU specification).
+_ANY_USAGE = 0x3FC
 
 _NO_ADAPTER = "no GPU adapter was found; see 'aiostage info'"
 
@@ -261,7 +267,7 @@ def init_memory_system(
         `aiostage.pools.BufferPool` or None; "ring_count", "buffer_size" and "staging_memory", bytes, 0 without a ring.
     :raises AlreadyInitialized: `close_memory_system` was not called since the last time.
     :raises StagingError: there is no GPU adapter.
-    :raises BudgetExceeded, ValueError, DeviceLost: as `StagingRing.open`; nothing is left behind.
+    :raises BudgetExceeded, ValueError, DeviceLost: as `StagingRing.open` and `BufferPool`; nothing is left behind.
     """
     global _system
     with _system_lock:
@@ -270,18 +276,28 @@ def init_memory_system(
         device = device or default_device()
         if device is None:
             raise StagingError(_NO_ADAPTER)
+        pools = _make_pools(device, memory_pools)
         manager = StagingRingManager(ring_count, buffer_size, device=device) if staging_rings else None
         if manager is not None:
             manager.initialize()
         _system = {
             "device": device,
             "staging_rings": manager,
-            "memory_pools": None,
+            "memory_pools": pools,
             "ring_count": ring_count if manager else 0,
             "buffer_size": buffer_size if manager else 0,
             "staging_memory": ring_count * buffer_size if manager else 0,
         }
         return dict(_system)
+
+
+def _make_pools(device: Any, wanted: bool | Mapping[str, int]) -> dict[str, BufferPool] | None:
+    if not wanted:
+        return None
+    from .pools import BufferPool  # only who wants them pays for importing them
+
+    usages = {"buffers": _ANY_USAGE} if wanted is True else dict(wanted)
+    return {name: BufferPool(device, usage) for name, usage in usages.items()}
 
 
 def staging_stats() -> dict[str, Any]:
@@ -299,9 +315,15 @@ def staging_stats() -> dict[str, Any]:
 
 
 def close_memory_system() -> None:
-    """Close what `init_memory_system` made, which may be called again then."""
+    """Close what `init_memory_system` made, which may be called again then.
+
+    :raises RangesStillAlive: ranges of a pool are referenced. Release them, and call this again.
+    """
     global _system
     with _system_lock:
-        system, _system = _system, None
-        if system is not None and system["staging_rings"] is not None:
-            system["staging_rings"].close()
+        system = _system or {}
+        if system.get("staging_rings"):
+            system["staging_rings"].close()  # first: staged copies pin the ranges that they go to
+        for pool in (system.get("memory_pools") or {}).values():
+            pool.close()
+        _system = None

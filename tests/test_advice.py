@@ -272,8 +272,15 @@ def test_a_round_trip_is_not_taken_for_a_busy_gpu() -> None:
     [advice] = advise(stream, MemoryBudget())
     assert (advice.kind, advice.ring_count, advice.buffer_size) == (LARGER, 3, 4 * MiB)
     [advice] = advise(replace(stream, fence_latency_p50=0.05), MemoryBudget())
+    assert advice.kind is LARGER  # a busy GPU, but fewer submits would cost it less
+    large = replace(stream, buffer_size=16 * MiB, sealed_most=16 * MiB, sealed_bytes=1600 * MiB, peak_demand=1600 * MiB)
+    [advice] = advise(replace(large, fence_latency_p50=0.05), MemoryBudget())
+    assert str(advice).startswith("gpu bound, 3 × 16 MiB: 97 of 100 allocations waited")
+    assert "50.0 ms" in advice.message
+    small = replace(stream, seals_cramped=0, buffer_size=64 * MiB, sealed_most=40 * MiB, fence_latency_p50=0.05)
+    [advice] = advise(small, MemoryBudget())
     assert advice.kind is GPU_BOUND
-    assert str(advice).startswith("gpu bound, 3 × 1 MiB: 97 of 100 allocations waited")
+    assert "more in each submit (a batch)" in advice.message
 
 
 def test_a_stall_in_a_thousand_allocations_is_not_worth_a_word() -> None:

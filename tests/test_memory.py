@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -136,6 +138,35 @@ def test_the_program_wide_system_says_so_too(device: wgpu.GPUDevice) -> None:
     memory.close_memory_system()
     with pytest.raises(aiostage.RingClosed, match="call init_memory_system"):
         memory.staging_stats()
+
+
+def test_pools_stand_beside_the_ring_on_its_device(device: wgpu.GPUDevice) -> None:
+    vertices = wgpu.BufferUsage.VERTEX | wgpu.BufferUsage.COPY_SRC
+    result = memory.init_memory_system(buffer_size=64 * KiB, memory_pools={"vertices": vertices}, device=device)
+    [(name, pool)] = result["memory_pools"].items()
+    assert (name, pool.usage & vertices) == ("vertices", vertices)
+    held = pool.allocate(1024)
+    result["staging_rings"].upload(held, bytes(range(256)) * 4)
+    assert bytes(device.queue.read_buffer(held.buffer, held.offset, 1024)) == bytes(range(256)) * 4
+    statistics = pool.statistics()
+    assert statistics.staging_used == result["staging_memory"] == 192 * KiB
+    assert statistics.requested == 1024
+    with pytest.raises(aiostage.RangesStillAlive):
+        memory.close_memory_system()
+    with pytest.raises(aiostage.RingClosed, match="closed"):
+        memory.staging_stats()
+    held.release()
+    memory.close_memory_system()
+    result = memory.init_memory_system(staging_rings=False, memory_pools=True, device=device)
+    assert list(result["memory_pools"]) == ["buffers"]
+    assert result["staging_rings"] is None
+    with result["memory_pools"]["buffers"].allocate(64) as held:
+        assert held.buffer.usage & wgpu.BufferUsage.STORAGE
+
+
+def test_without_pools_none_are_imported() -> None:
+    code = "import sys, aiostage.memory; sys.exit('aiostage.pools' in sys.modules or 'aiostage.advice' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_an_unfit_ring_is_refused_and_leaves_nothing_behind(
