@@ -8,10 +8,12 @@ a `StagingRing` on the loop that they have.
 from __future__ import annotations
 
 import atexit
+import operator
 import threading
 from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import CancelledError, Future
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from functools import reduce
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 from weakref import WeakSet
 
 import anyio
@@ -21,6 +23,9 @@ from .budget import MiB
 from .errors import AlreadyInitialized, RingClosed, StagingError, WrongLoop
 from .events import logger
 from .ring import StagingRing
+
+if TYPE_CHECKING:
+    from .pools import BufferPool
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -93,7 +98,8 @@ class StagingRingManager:
     ) -> int:
         """Copy `data` to a buffer or texture. On return it may be reused, and the copy was submitted.
 
-        :param destination: a GPUBuffer, a GPUTexture, or a mapping that tells a part of a texture, as wgpu has it.
+        :param destination: a GPUBuffer, a pool's range, a GPUTexture, or a mapping that tells a part of a texture, as
+            wgpu has it.
         :param offset: where in the buffer, in bytes.
         :param data_layout: as in `StagingRing.write_texture`; follows from the data's shape by default.
         :param size: bytes of `data` for a buffer, the region's extent for a texture; by default all.
@@ -270,13 +276,14 @@ def init_memory_system(
         device = device or default_device()
         if device is None:
             raise StagingError(_NO_ADAPTER)
+        pools = _make_pools(device, memory_pools)  # these take no memory yet
         manager = StagingRingManager(ring_count, buffer_size, device=device) if staging_rings else None
         if manager is not None:
             manager.initialize()
         _system = {
             "device": device,
             "staging_rings": manager,
-            "memory_pools": None,
+            "memory_pools": pools,
             "ring_count": ring_count if manager else 0,
             "buffer_size": buffer_size if manager else 0,
             "staging_memory": ring_count * buffer_size if manager else 0,
@@ -299,9 +306,29 @@ def staging_stats() -> dict[str, Any]:
 
 
 def close_memory_system() -> None:
-    """Close what `init_memory_system` made, which may be called again then."""
+    """Close what `init_memory_system` made, which may be called again then.
+
+    :raises RangesStillAlive: ranges of a pool are referenced; the ring, and pools that are in use, stay open.
+    """
     global _system
     with _system_lock:
+        if _system is None:
+            return
+        for pool in (_system["memory_pools"] or {}).values():
+            pool.close()
         system, _system = _system, None
-        if system is not None and system["staging_rings"] is not None:
+        if system["staging_rings"] is not None:
             system["staging_rings"].close()
+
+
+def _make_pools(device: Any, wanted: bool | Mapping[str, int]) -> dict[str, BufferPool] | None:
+    if not wanted:
+        return None
+    from wgpu import BufferUsage
+
+    from .pools import BufferPool
+
+    if wanted is True:
+        usages = BufferUsage.VERTEX, BufferUsage.INDEX, BufferUsage.UNIFORM, BufferUsage.STORAGE, BufferUsage.INDIRECT
+        wanted = {"buffers": reduce(operator.or_, usages)}
+    return {name: BufferPool(device, usage) for name, usage in wanted.items()}

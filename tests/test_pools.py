@@ -28,7 +28,7 @@ from hypothesis.stateful import (
 from simulated import SimulatedGpu, turns, until
 
 import aiostage
-from aiostage import KiB, MiB
+from aiostage import KiB, MiB, memory
 from aiostage.freespace import FreeSpace, class_of, fitting_class
 from aiostage.pools import BUCKETS, BufferPool, BufferRange, Pin
 
@@ -757,6 +757,30 @@ def test_fragmentation_counts_padding_and_blocks_that_packing_would_spare(device
             range_.release()
         with pool.allocate(16):
             assert pool.statistics().internal_fragmentation == 0.75
+
+
+def test_a_program_without_a_loop_has_pools_as_well(device: wgpu.GPUDevice) -> None:
+    system = memory.init_memory_system(ring_count=1, buffer_size=64 * KiB, memory_pools=True, device=device)
+    pool, ring = system["memory_pools"]["buffers"], system["staging_rings"]
+    mesh = pool.allocate(300 * KiB)
+    ring.upload(mesh, bytes([7] * 64), offset=1024)
+    assert set(device.queue.read_buffer(mesh.buffer, mesh.offset + 1024, 64)) == {7}
+    assert ring.call(lambda _: pool.defragment()).finished
+    with pytest.raises(aiostage.RangesStillAlive):
+        memory.close_memory_system()
+    mesh.release()
+    memory.close_memory_system()
+    with pytest.raises(aiostage.PoolClosed):
+        pool.allocate(64)
+
+
+def test_each_pool_of_the_memory_system_has_the_usage_it_was_given(device: wgpu.GPUDevice) -> None:
+    with pytest.raises(ValueError, match="cannot be mapped"):
+        memory.init_memory_system(memory_pools={"back": wgpu.BufferUsage.MAP_READ}, device=device)
+    usages = {"meshes": VERTEX, "uniforms": UNIFORM}
+    system = memory.init_memory_system(staging_rings=False, memory_pools=usages, device=device)
+    assert {name: pool.usage & ~12 for name, pool in system["memory_pools"].items()} == usages
+    memory.close_memory_system()
 
 
 def test_threads_may_share_a_pool(device: wgpu.GPUDevice) -> None:
