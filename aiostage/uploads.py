@@ -311,7 +311,7 @@ def put(ring: StagingRing, lane: Lane, buffer: Any, buffer_offset: Any, data: An
     except (TypeError, ValueError, NotImplementedError):  # no buffer, not contiguous, or of a format of numpy's own
         return False
     nbytes = source.nbytes
-    if not 0 < nbytes <= ring._inline_size or type(buffer_offset) is not int:
+    if not 0 < nbytes <= min(ring._inline_size, ring.buffer_size) or type(buffer_offset) is not int:
         return False
     buffer, buffer_offset, pin = check_buffer_copy(buffer, buffer_offset, nbytes, ring._native)
     place = ring._find_now(lane, nbytes, 4) if pin is None else None  # a pin lives as long as a copy of its own

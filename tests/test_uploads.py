@@ -434,6 +434,16 @@ async def test_only_the_task_that_staged_a_copy_hears_of_its_failure(open_ring: 
     assert content(buffer) == b"uploaded"
 
 
+async def test_a_batch_splits_what_would_be_copied_inline_but_exceeds_a_staging_buffer(
+    open_ring: OpenRing, target: Target
+) -> None:
+    ring, buffer = await open_ring(ring_count=2, buffer_size=1024), target(4096)
+    data = bytes(range(256)) * 16
+    async with ring.batch() as batch:
+        await batch.write_buffer(buffer, 0, data)
+    assert content(buffer) == data
+
+
 async def test_a_copy_that_only_the_encoder_refuses_fails_alone(
     open_ring: OpenRing, target: Target, monkeypatch: pytest.MonkeyPatch
 ) -> None:
