@@ -39,6 +39,7 @@ from .errors import (
     DeviceLost,
     FenceTimeout,
     InvalidCopy,
+    OutOfMemory,
     RingClosed,
     StagingError,
     StallTimeout,
@@ -170,6 +171,7 @@ class StagingRing:
         """Create, map and warm up the staging buffers, off the loop.
 
         :raises BudgetExceeded: nothing was created.
+        :raises OutOfMemory: the device has less; what was created has been given back.
         :raises ValueError: the device cannot have such buffers.
         """
         if self._opened:
@@ -964,7 +966,13 @@ class StagingRing:
     def _create_buffers(self) -> None:
         """Create and warm up; in a thread, because the first mapping of a buffer fills it with zeros."""
         for index in range(self.ring_count):
-            handle = self._native.create_staging_buffer(self.buffer_size, self.host_cached)
+            try:
+                handle = self._native.create_staging_buffer(self.buffer_size, self.host_cached)
+            except OutOfMemory as error:
+                raise OutOfMemory(
+                    f"the device has no memory for staging buffer {index + 1} of {self.ring_count}, "
+                    f"{self.buffer_size} bytes each; nothing was kept"
+                ) from error
             self._buffers.append(StagingBuffer(index, handle, self.buffer_size))
 
     def _threads_are_done(self) -> bool:

@@ -19,8 +19,8 @@ import anyio
 import anyio.lowlevel
 import pytest
 from containers import ktx2
+from misuse_cases import LOOPS
 from simulated import SimulatedBuffer, SimulatedGpu, SimulatedTexture, until
-from test_loops import LOOPS
 
 import aiostage
 import aiostage.textures
