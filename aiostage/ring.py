@@ -437,6 +437,8 @@ class StagingRing:
             seals_cramped=min(demand.cramped, demand.seals),
             peak_demand=demand.peak_now(),
             peak_buffers=self.ring_count - demand.least_free,
+            budget_used=0 if self._budget is None else self._budget.used,
+            budget_limit=0 if self._budget is None else self._budget.limit,
         )
 
     def watch(self, interval: float = 0.5) -> AsyncIterator[StagingStats]:
