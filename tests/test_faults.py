@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Callable, Coroutine, Generator
+from collections.abc import Awaitable, Callable, Coroutine, Generator
 from functools import partial
 from typing import Any, NamedTuple
 
 import anyio
 import anyio.lowlevel
+import anyio.to_thread
 import pytest
 from containers import ktx2
 from misuse_cases import LOOPS
@@ -24,7 +25,7 @@ from simulated import SimulatedBuffer, SimulatedGpu, SimulatedTexture, until
 
 import aiostage
 import aiostage.textures
-from aiostage import BufferState, MemoryBudget, StagingRing
+from aiostage import BufferState, MemoryBudget, StagingRing, uploads
 
 BUFFER = 1024  # bytes in each of the ring's three staging buffers
 RAW = 5  # what every byte of the scene's own uploads is
@@ -59,6 +60,7 @@ class Stage:
         self.texture.destroy()
 
 
+OpenRing = Callable[..., Awaitable[StagingRing]]
 Scene = Callable[[Stage], Coroutine[Any, Any, Any]]
 
 
@@ -376,16 +378,20 @@ async def assert_whole(stage: Stage) -> None:
     """Nothing of the ring is lost: every buffer can be had, and carries an upload to the GPU."""
     ring = stage.ring
     await ring.submit()  # of copies whose own submit was struck
-    await until(lambda: set(ring.stats_nowait().buffer_states) == {BufferState.AVAILABLE})
-    stats = ring.stats_nowait()
-    assert (stats.bytes_in_flight, stats.waiters) == (0, 0)
-    slots = [ring.allocate_nowait(BUFFER) for _ in range(ring.ring_count)]
-    for slot in slots:
-        slot.abandon()
+    await assert_idle(ring)
     target = SimulatedBuffer(stage.gpu, 6 * BUFFER, stage.target.usage)
     await (await ring.write_buffer(target, 0, bytes([7]) * 6 * BUFFER))
     assert set(target.bytes.tolist()) == {7}
     assert not ring._lanes - {ring._slots, ring._uploads}
+
+
+async def assert_idle(ring: StagingRing) -> None:
+    """Every buffer comes back and can be had."""
+    await until(lambda: set(ring.stats_nowait().buffer_states) == {BufferState.AVAILABLE})
+    stats = ring.stats_nowait()
+    assert (stats.bytes_in_flight, stats.waiters) == (0, 0)
+    for slot in [ring.allocate_nowait(BUFFER) for _ in range(ring.ring_count)]:
+        slot.abandon()
 
 
 WAYS = [
@@ -417,3 +423,91 @@ def test_struck_at_any_suspension(scene: str, loop: str, strike: str, submit_blo
             raise
         struck += more
     assert struck >= SCENES[scene].least
+
+
+# -- threads that raise --
+
+
+class Spoilt(Exception):
+    """What a producer raises."""
+
+
+@pytest.mark.parametrize("size", [16, 100, 800, 5 * BUFFER], ids=["on the loop", "beside others", "alone", "in pieces"])
+async def test_an_upload_that_cannot_be_copied_fails_alone(
+    gpu: SimulatedGpu, simulated_ring: OpenRing, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    ring, gpu.free_running = await simulated_ring(inline_size=64), True
+    copy_bytes = uploads.copy_bytes
+
+    def spoil(memory: Any, array: Any, start: int) -> None:
+        copy_bytes(memory, array, start)
+        if array[-1] == 99 and start + len(memory) == len(array):  # the last piece
+            raise Spoilt
+
+    monkeypatch.setattr(uploads, "copy_bytes", spoil)
+    good, bad = gpu.buffer(3 * BUFFER), gpu.buffer(6 * BUFFER)
+    async with anyio.create_task_group() as group:
+        for start in range(0, 3 * BUFFER, 256):
+            group.start_soon(ring.write_buffer, good, start, bytes([RAW]) * 256)
+        for _ in range(3):
+            with pytest.raises(Spoilt):
+                await ring.write_buffer(bad, 0, bytes(size - 1) + b"\x63")
+        with pytest.raises(Spoilt):
+            async with ring.batch() as batch:
+                await batch.write_buffer(good, 0, bytes([RAW]) * 256)
+                await batch.write_buffer(bad, 0, bytes(size - 1) + b"\x63", size=size)
+    await ring._tracker.wait_all()
+    assert set(good.bytes.tolist()) == {RAW}
+    assert 99 not in bad.bytes
+    await assert_idle(ring)
+
+
+async def test_a_thread_that_raises_abandons_its_slot_and_can_write_to_it_no_more(
+    gpu: SimulatedGpu, simulated_ring: OpenRing
+) -> None:
+    ring, gpu.free_running = await simulated_ring(), True
+    target, kept = gpu.buffer(BUFFER), []
+
+    def produce(array: Any) -> None:
+        kept.append(array)
+        array[: BUFFER // 2] = 99
+        raise Spoilt
+
+    with pytest.raises(Spoilt):
+        with await ring.allocate(BUFFER) as slot:
+            slot.copy_to_buffer(target)
+            await anyio.to_thread.run_sync(produce, slot.array())
+    with pytest.raises(ValueError):
+        await anyio.to_thread.run_sync(kept[0].fill, 98)
+    await (await ring.write_buffer(target, 0, bytes([RAW]) * BUFFER))
+    assert set(target.bytes.tolist()) == {RAW}
+    await assert_idle(ring)
+
+
+async def test_a_ring_that_is_closed_leaves_another_on_the_device_alone(
+    gpu: SimulatedGpu, simulated_ring: OpenRing
+) -> None:
+    one, two, gpu.free_running = await simulated_ring(), await simulated_ring(), True
+    target = gpu.buffer(8 * BUFFER)
+    async with anyio.create_task_group() as group:
+        group.start_soon(two.write_buffer, target, 0, bytes([RAW]) * 8 * BUFFER)
+        slot = await one.allocate(16)
+        await one.aclose()
+    with pytest.raises(aiostage.RingClosed):
+        slot.commit()
+    await two._tracker.wait_all()
+    assert set(target.bytes.tolist()) == {RAW}
+    await assert_idle(two)
+
+
+async def test_a_lost_device_ends_every_ring_on_it(gpu: SimulatedGpu, simulated_ring: OpenRing) -> None:
+    rings = [await simulated_ring(ring_count=1) for _ in range(2)]
+    uploads = [asyncio.ensure_future(ring.write_buffer(gpu.buffer(4096), 0, bytes(4096))) for ring in rings]
+    await until(lambda: all(ring.stats_nowait().waiters for ring in rings))
+    gpu.lose()
+    for upload in uploads:
+        with pytest.raises(aiostage.DeviceLost):
+            await upload
+    for ring in rings:
+        with pytest.raises(aiostage.DeviceLost):
+            await ring.allocate(4)
