@@ -10,6 +10,7 @@ the ring must be whole afterwards.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import signal
 from collections.abc import Awaitable, Callable, Coroutine, Generator
 from functools import partial
@@ -238,34 +239,45 @@ SCENES = {
 
 
 class Struck:
-    """Awaits a coroutine, and calls `strike` as it suspends for the nth time, before the loop hears of that."""
+    """Awaits a coroutine, and says when it suspends, before the loop hears of that, and when it is to resume.
 
-    def __init__(self, coroutine: Coroutine[Any, Any, Any], suspended: Callable[[int], None]) -> None:
+    `resumes(n)` may return an exception, which the coroutine gets in place of what it waited for.
+    """
+
+    def __init__(
+        self,
+        coroutine: Coroutine[Any, Any, Any],
+        suspends: Callable[[int], None],
+        resumes: Callable[[int], BaseException | None],
+    ) -> None:
         self._coroutine = coroutine
-        self._suspended = suspended
-        self.suspensions = 0
+        self._suspends = suspends
+        self._resumes = resumes
 
     def __await__(self) -> Generator[Any, Any, Any]:
         resume: Callable[[], Any] = partial(self._coroutine.send, None)
-        while True:
+        for n in itertools.count():
             try:
                 trap = resume()
             except StopIteration as end:
                 return end.value
-            self._suspended(self.suspensions)
-            self.suspensions += 1
+            self._suspends(n)
             try:
                 resume = partial(self._coroutine.send, (yield trap))
-            except BaseException as error:
+                error = self._resumes(n)
+            except BaseException as thrown:
+                error = thrown
+            if error is not None:
                 resume = partial(self._coroutine.throw, error)
 
 
 class Strike(NamedTuple):
     """What happens to the scene, and what may come out of it then; out of the others' tasks nothing, by default."""
 
-    by: Callable[[Stage, anyio.CancelScope, Any], Any]
+    by: Callable[[Stage, anyio.CancelScope, Any], BaseException | None]
     errors: tuple[type[BaseException], ...] = ()
     others: tuple[type[BaseException], ...] = ()
+    late: bool = False  # as it resumes: it has what it waited for, and will never know
 
 
 def cancel_task(stage: Stage, scope: anyio.CancelScope, group: Any) -> None:
@@ -284,6 +296,10 @@ def interrupt(stage: Stage, scope: anyio.CancelScope, group: Any) -> None:
 STRIKES = {
     "cancelled by its scope": Strike(lambda stage, scope, group: scope.cancel()),
     "cancelled by asyncio": Strike(cancel_task, (asyncio.CancelledError,)),
+    # which is what asyncio throws if `task.cancel()` came after what wakes the task
+    "cancelled in the turn in which it resumes": Strike(
+        lambda stage, scope, group: asyncio.CancelledError(), (asyncio.CancelledError,), late=True
+    ),
     "interrupted": Strike(interrupt, (KeyboardInterrupt,)),
     "its device lost": Strike(
         lambda stage, scope, group: stage.gpu.lose(), (aiostage.DeviceLost,), (aiostage.DeviceLost,)
@@ -313,18 +329,26 @@ async def play(entry: Entry, strike: Strike, n: int, submit_blocks: bool) -> boo
             group.start_soon(partial(upload, stage, strike, "before"))
             await anyio.lowlevel.checkpoint()
 
-            def suspended(index: int) -> None:
-                nonlocal struck
+            def suspends(index: int) -> None:
                 if index == 0:
                     group.start_soon(partial(upload, stage, strike, "after"))
-                if index == n:
-                    struck = True
-                    strike.by(stage, scope, group)
+                if not strike.late:
+                    strike_at(index)
                 gpu.free_running = True
+
+            def resumes(index: int) -> BaseException | None:
+                return strike_at(index) if strike.late else None
+
+            def strike_at(index: int) -> BaseException | None:
+                nonlocal struck
+                if index != n:
+                    return None
+                struck = True
+                return strike.by(stage, scope, group)
 
             with anyio.CancelScope() as scope:
                 try:
-                    await Struck(entry.scene(stage), suspended)
+                    await Struck(entry.scene(stage), suspends, resumes)
                     if struck and strike.by is interrupt:  # which may take trio some turns longer than the scene
                         await anyio.sleep_forever()
                 except strike.errors as error:
