@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import signal
+import threading
 from collections.abc import Awaitable, Callable, Coroutine, Generator
 from functools import partial
 from typing import Any, NamedTuple
@@ -535,3 +536,19 @@ async def test_a_lost_device_ends_every_ring_on_it(gpu: SimulatedGpu, simulated_
     for ring in rings:
         with pytest.raises(aiostage.DeviceLost):
             await ring.allocate(4)
+
+
+async def test_an_upload_whose_thread_is_still_copying_when_the_device_is_lost_ends_after_it(
+    gpu: SimulatedGpu, simulated_ring: OpenRing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ring, may_copy = await simulated_ring(inline_size=64), threading.Event()
+    monkeypatch.setattr(uploads, "copy_bytes", lambda memory, array, start: may_copy.wait())
+    upload = asyncio.ensure_future(ring.write_buffer(gpu.buffer(BUFFER), 0, bytes(BUFFER)))
+    gpu.lose()
+    with pytest.raises(aiostage.DeviceLost):
+        await (await ring.submit())
+    await until(lambda: ring._error is not None)
+    assert not upload.done()
+    may_copy.set()
+    with anyio.fail_after(30), pytest.raises(aiostage.DeviceLost):
+        await upload
