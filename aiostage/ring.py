@@ -158,7 +158,7 @@ class StagingRing:
         self._failures: deque[tuple[Any, InvalidCopy]] = deque(maxlen=64)  # of slots: (task, why)
         self._change: anyio.Event | None = None
         self._flush_scheduled = False
-        self._under_way = 0  # submissions that a thread is making
+        self._under_way: deque[Submission] = deque()  # that a thread is making
         self._free = 0  # buffers that are AVAILABLE
         self._stalls = self._submits = self._bytes = self._allocations = 0
         self._stall_seconds = 0.0
@@ -622,8 +622,12 @@ class StagingRing:
 
     def _check_fences(self) -> None:
         """Raise if the GPU has not finished for too long."""
-        if self._fence_timeout is not None and self._tracker.oldest_age() > self._fence_timeout:
+        if self._fence_timeout is None:
+            return
+        if self._tracker.oldest_age() > self._fence_timeout:
             raise FenceTimeout(f"the GPU has not given a staging buffer back; {self._tracker.describe()}")
+        if self._under_way and (age := self._under_way[0].fence.elapsed) > self._fence_timeout:
+            raise FenceTimeout(f"the GPU is busy; a submit has been waiting for it for {age:.3f} s")
 
     def _grant(self) -> None:
         """Hand places to waiters, first come, first served."""
@@ -757,7 +761,7 @@ class StagingRing:
             self._move_cursor(buffer)
         self._submits += 1
         if self._native.submit_blocks:
-            self._under_way += 1
+            self._under_way.append(submission)
             self._submitter.start(partial(self._execute, submission, guard), partial(self._departed_later, submission))
         else:
             self._execute(submission, guard)
@@ -802,7 +806,7 @@ class StagingRing:
         self._port.post(partial(self._mapped, buffer, fence, guard, tells, ok))
 
     def _departed_later(self, submission: Submission, error: BaseException | None) -> None:
-        self._under_way -= 1
+        self._under_way.popleft()  # the thread makes them in order
         if error is not None:
             submission.error = submission.error or DeviceLost(f"the submit failed: {error!r}")
         self._departed(submission)
