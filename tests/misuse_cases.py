@@ -86,12 +86,12 @@ class Sandbox:
         options = {"size": (16, 16, 1), "usage": TextureUsage.COPY_DST | TextureUsage.COPY_SRC} | options
         return self.device.create_texture(format=format, **options)
 
-    def busy(self) -> None:
-        """Give the GPU some work that takes a while."""
+    def busy(self, copies: int = 4) -> None:
+        """Give the GPU some work that takes a while: with 100 copies a second on a software adapter."""
         usage = BufferUsage.COPY_DST | BufferUsage.COPY_SRC
         a, b = (self.device.create_buffer(size=64 * MiB, usage=usage) for _ in range(2))
         encoder = self.device.create_command_encoder()
-        for _ in range(4):
+        for _ in range(copies):
             encoder.copy_buffer_to_buffer(a, 0, b, 0, 64 * MiB)
         self.device.queue.submit([encoder.finish()])
 
@@ -950,6 +950,40 @@ async def everything_held(box: Sandbox) -> None:
             ring.allocate_nowait(4)
         for slot in slots:
             slot.abandon()
+        await box.assert_works(ring)
+
+
+@case(
+    GROUP,
+    "The GPU is busy for longer than `fence_timeout` while somebody waits for a buffer or closes the ring",
+    "`FenceTimeout`, and closed is closed; once it is done everything works on",
+)
+async def gpu_busy_for_long(box: Sandbox) -> None:
+    slow = box.device.adapter.info["adapter_type"] == "CPU"
+    async with box.ring(2, 16 * KiB, fence_timeout=0.02) as ring:
+        buffer = box.buffer(64 * KiB)
+        box.busy(80 if slow else 8000)
+        upload = asyncio.ensure_future(ring.write_buffer(buffer, 0, bytes(32 * KiB)))
+        await asyncio.sleep(0.1)
+        for wait in (
+            lambda: ring.allocate(4),
+            lambda: ring.write_buffer(buffer, 0, bytes(64 * KiB)),
+        ):
+            with raises(aiostage.FenceTimeout):
+                await wait()
+        await (await upload)
+        await box.assert_works(ring)
+
+    ring = box.ring(fence_timeout=0.02)
+    await ring.open()
+    box.busy(80 if slow else 8000)
+    await ring.write_buffer(buffer, 0, bytes(16))
+    with raises((aiostage.FenceTimeout, NoError)):
+        await ring.aclose()
+        raise NoError
+    with raises(RingClosed):
+        await ring.allocate(4)
+    async with box.ring() as ring:
         await box.assert_works(ring)
 
 
