@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import gc
 import inspect
+import logging
 import os
 import resource
 import signal
@@ -1252,6 +1253,46 @@ def loop_ends_with_ring_open(box: Sandbox) -> None:
         assert ResourceWarning in [w.category for w in caught]
 
 
+@case(
+    GROUP, "The loop is stopped and closed while tasks are suspended in every call", "the process ends, with status 0"
+)
+def loop_closed_under_tasks(box: Sandbox) -> None:
+    loop, kept = asyncio.new_event_loop(), []
+
+    async def main() -> None:
+        ring = box.ring(2, 16 * KiB, inline_size=0)
+        await ring.open()
+        buffer = box.buffer(MiB)
+        kept.append([await ring.allocate(16) for _ in range(3)])
+
+        async def batch() -> None:
+            async with ring.batch() as batch, ring.frame() as frame:
+                await frame.write_buffer(buffer, 0, bytes(MiB))
+                await batch.write_buffer(buffer, 0, bytes(MiB))
+
+        box.busy(20)
+        calls = (
+            lambda: ring.write_buffer(buffer, 0, bytes(MiB)),
+            batch,
+            lambda: ring.allocate(16 * KiB),
+            ring.submit,
+            lambda: ring._tracker.wait_all(),
+            lambda: aiostage.StagingRing(box.device).open(),
+        )
+        kept.extend(asyncio.ensure_future(call()) for call in calls)
+        await asyncio.sleep(0.02)
+        loop.stop()
+        await asyncio.sleep(1)
+
+    with raises(RuntimeError, "stopped before"):
+        loop.run_until_complete(main())
+    loop.close()
+    logging.disable()  # asyncio's own complaints
+    warnings.simplefilter("ignore")
+    kept.clear()
+    gc.collect()
+
+
 @case(GROUP, "Two threads, each with a loop and a ring of its own, use the same device at the same time", "it works")
 def two_loops_at_once(box: Sandbox) -> None:
     targets = [box.buffer(MiB) for _ in LOOPS]
@@ -1388,7 +1429,9 @@ def keyboard_interrupt_in_a_coroutine(box: Sandbox) -> None:
 def in_child(act: Callable[[], Any]) -> bytes:
     """What `act` returns or raises in a forked child, which has half a minute and ends as multiprocessing's do."""
     read, write = os.pipe()
-    child = os.fork()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # newer Pythons warn of any fork beside threads
+        child = os.fork()
     if child == 0:
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
         signal.alarm(30)  # one that hangs ends by a signal
