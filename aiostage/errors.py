@@ -21,6 +21,10 @@ class BudgetExceeded(StagingError, MemoryError):
     """The staging memory would exceed its `MemoryBudget`; nothing was created."""
 
 
+class OutOfMemory(StagingError, MemoryError):
+    """The device could not allocate a buffer. A ring that was to be opened has given back those that it had got."""
+
+
 class ViewStillAlive(StagingError, BufferError):
     """Something outside the library can still write to the memory of an allocation that is to be committed.
 
@@ -81,7 +85,7 @@ class InvalidSubmit(StagingError, ValueError):
 
 
 class WrongLoop(StagingError, RuntimeError):
-    """A ring, allocation or fence was used from another event loop or thread than the one that it lives on."""
+    """A ring, allocation or fence was used from another event loop, thread or process than the one it lives on."""
 
 
 class UnsupportedVersion(StagingError, RuntimeError):

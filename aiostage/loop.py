@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import operator
+import os
 import sys
 from collections import deque
 from collections.abc import Callable
 from typing import Any
+from weakref import WeakSet
 
 from .errors import WrongLoop
 
@@ -21,13 +23,14 @@ class LoopPort:
     """
 
     def __init__(self) -> None:
-        trio = sys.modules.get("trio")
-        if trio is not None and trio.lowlevel.in_trio_run():
-            self._here: Any = trio.lowlevel.current_trio_token()
-            self._running: Callable[[], Any] = trio.lowlevel.current_trio_token
+        trio: Any = sys.modules.get("trio")
+        lowlevel = getattr(trio, "lowlevel", None)  # None too while another thread imports trio
+        if lowlevel is not None and lowlevel.in_trio_run():
+            self._here: Any = lowlevel.current_trio_token()
+            self._running: Callable[[], Any] = lowlevel.current_trio_token
             self._wake: Callable[[Callback], object] = self._here.run_sync_soon
             self._soon = self._wake
-            self.current_task: Callable[[], Any] = trio.lowlevel.current_task
+            self.current_task: Callable[[], Any] = lowlevel.current_task
             self.name_of: Callable[[Any], str] = operator.attrgetter("name")
             self.event: Callable[[], Any] = trio.Event
         else:
@@ -46,6 +49,7 @@ class LoopPort:
         self._posted: deque[Callback] = deque()
         self._scheduled = False
         self._draining = False  # posted callbacks run now
+        _ports.add(self)
 
     def check(self) -> None:
         """Raise WrongLoop unless called on this loop."""
@@ -88,3 +92,21 @@ class LoopPort:
             if self._posted and not self._scheduled:  # one raised: the others have their turn all the same
                 self._scheduled = True
                 self._wake(self._drain)
+
+
+_ports: WeakSet[LoopPort] = WeakSet()
+
+
+def _lose_loops() -> None:
+    # A forked child has a copy of the loop but none of the threads, and wgpu does not survive a fork at all.
+    for port in _ports:
+        port._here = None
+        port._wake = _refuse
+
+
+def _refuse(callback: Callback) -> None:
+    raise RuntimeError("the loop was left behind in another process")
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_lose_loops)

@@ -31,7 +31,7 @@ import wgpu
 
 from .cfunctions import CallbackInfo, Functions
 from .copies import BufferCopy, Copy
-from .errors import DeviceLost, InvalidCopy, InvalidSubmit, StagingError, UnsupportedVersion
+from .errors import DeviceLost, InvalidCopy, InvalidSubmit, OutOfMemory, StagingError, UnsupportedVersion, WrongLoop
 
 SUPPORTED_WGPU = ("0.31", "0.32")
 
@@ -53,7 +53,7 @@ class Native(Protocol):
     def detach(self) -> None: ...
 
     def create_staging_buffer(self, size: int, host_cached: bool) -> Any:
-        """A new staging buffer of `size` bytes, mapped for writing."""
+        """A new staging buffer of `size` bytes, mapped for writing. :raises OutOfMemory:"""
 
     def is_host_cached(self, wanted: bool | None) -> bool:
         """Whether staging memory can be read fast. :raises ValueError: if it is `wanted` and cannot be had."""
@@ -117,6 +117,7 @@ def connect(device: Any) -> Native:
     """The `Native` of a wgpu.GPUDevice: one per device. Anything that is a `Native` already is returned as it is.
 
     :raises UnsupportedVersion: for a wgpu that this library was not tested with.
+    :raises WrongLoop: this process was forked from the one that used the device.
     """
     if isinstance(device, Native):
         return device
@@ -125,20 +126,24 @@ def connect(device: Any) -> Native:
     native = getattr(device, "_aiostage_native", None)
     if native is None:
         check_version()
-        with _telling_loss():
+        with _clear_errors():
             native = WgpuNative(device)
         device._aiostage_native = native
+    if native.process != os.getpid():
+        raise WrongLoop("the device belongs to the process that this one was forked from; use 'spawn'")
     return native
 
 
 @contextmanager
-def _telling_loss() -> Iterator[None]:
-    """Raise DeviceLost in place of the validation error that a lost device causes."""
+def _clear_errors() -> Iterator[None]:
+    """Raise DeviceLost and OutOfMemory in place of the validation errors that wgpu-native makes of them."""
     try:
         yield
     except wgpu.GPUError as error:
         if "Parent device is lost" in str(error):
             raise DeviceLost("the device is lost") from error
+        if isinstance(error, wgpu.GPUOutOfMemoryError) or "Not enough memory" in str(error):
+            raise OutOfMemory("the device has no memory left for this") from error
         raise
 
 
@@ -183,6 +188,7 @@ class WgpuNative:
         from wgpu.backends.wgpu_native import _api, lib_path
 
         self.device = device
+        self.process = os.getpid()
         self.submit_blocks = device.adapter.info["adapter_type"] == "CPU"
         self.max_buffer_size = int(device.limits["max-buffer-size"])
         self._ffi = _api.ffi
@@ -309,7 +315,7 @@ class WgpuNative:
 
     def create_staging_buffer(self, size: int, host_cached: bool) -> Any:
         mode = wgpu.BufferUsage.MAP_READ if self._is_read_mapped(host_cached) else wgpu.BufferUsage.MAP_WRITE
-        with _telling_loss():
+        with _clear_errors():
             buffer = self.device.create_buffer(
                 label="staging buffer",
                 size=size,
@@ -507,11 +513,11 @@ class WgpuNative:
     # -- a caller's encoder --
 
     def create_encoder(self) -> Any:
-        with _telling_loss():
+        with _clear_errors():
             return self.device.create_command_encoder()
 
     def finish_encoder(self, encoder: Any) -> Any:
-        with _telling_loss():
+        with _clear_errors():
             return encoder.finish()
 
     def record(self, encoder: Any, copies: Sequence[Copy]) -> None:
@@ -527,17 +533,17 @@ class WgpuNative:
 
     def create_relay(self, size: int) -> Any:
         usage = wgpu.BufferUsage.COPY_SRC | wgpu.BufferUsage.COPY_DST
-        with _telling_loss():
+        with _clear_errors():
             return self.device.create_buffer(label="staging relay", size=size, usage=usage)
 
     def write_relay(self, relay: Any, data: Any) -> None:
-        with _telling_loss():
+        with _clear_errors():
             self.device.queue.write_buffer(relay, 0, data)
 
     # -- pools --
 
     def create_block(self, size: int, usage: int) -> Any:
-        with _telling_loss():
+        with _clear_errors():
             buffer = self.device.create_buffer(label="pool block", size=size, usage=usage)
         buffer.destroy = _refuse_block  # others' ranges lie in it
         return buffer

@@ -39,6 +39,7 @@ from .errors import (
     DeviceLost,
     FenceTimeout,
     InvalidCopy,
+    OutOfMemory,
     RingClosed,
     StagingError,
     StallTimeout,
@@ -157,7 +158,7 @@ class StagingRing:
         self._failures: deque[tuple[Any, InvalidCopy]] = deque(maxlen=64)  # of slots: (task, why)
         self._change: anyio.Event | None = None
         self._flush_scheduled = False
-        self._under_way = 0  # submissions that a thread is making
+        self._under_way: deque[Submission] = deque()  # that a thread is making
         self._free = 0  # buffers that are AVAILABLE
         self._stalls = self._submits = self._bytes = self._allocations = 0
         self._stall_seconds = 0.0
@@ -170,6 +171,7 @@ class StagingRing:
         """Create, map and warm up the staging buffers, off the loop.
 
         :raises BudgetExceeded: nothing was created.
+        :raises OutOfMemory: the device has less; what was created has been given back.
         :raises ValueError: the device cannot have such buffers.
         """
         if self._opened:
@@ -435,6 +437,8 @@ class StagingRing:
             seals_cramped=min(demand.cramped, demand.seals),
             peak_demand=demand.peak_now(),
             peak_buffers=self.ring_count - demand.least_free,
+            budget_used=0 if self._budget is None else self._budget.used,
+            budget_limit=0 if self._budget is None else self._budget.limit,
         )
 
     def watch(self, interval: float = 0.5) -> AsyncIterator[StagingStats]:
@@ -620,8 +624,12 @@ class StagingRing:
 
     def _check_fences(self) -> None:
         """Raise if the GPU has not finished for too long."""
-        if self._fence_timeout is not None and self._tracker.oldest_age() > self._fence_timeout:
+        if self._fence_timeout is None:
+            return
+        if self._tracker.oldest_age() > self._fence_timeout:
             raise FenceTimeout(f"the GPU has not given a staging buffer back; {self._tracker.describe()}")
+        if self._under_way and (age := self._under_way[0].fence.elapsed) > self._fence_timeout:
+            raise FenceTimeout(f"the GPU is busy; a submit has been waiting for it for {age:.3f} s")
 
     def _grant(self) -> None:
         """Hand places to waiters, first come, first served."""
@@ -755,7 +763,7 @@ class StagingRing:
             self._move_cursor(buffer)
         self._submits += 1
         if self._native.submit_blocks:
-            self._under_way += 1
+            self._under_way.append(submission)
             self._submitter.start(partial(self._execute, submission, guard), partial(self._departed_later, submission))
         else:
             self._execute(submission, guard)
@@ -800,7 +808,7 @@ class StagingRing:
         self._port.post(partial(self._mapped, buffer, fence, guard, tells, ok))
 
     def _departed_later(self, submission: Submission, error: BaseException | None) -> None:
-        self._under_way -= 1
+        self._under_way.popleft()  # the thread makes them in order
         if error is not None:
             submission.error = submission.error or DeviceLost(f"the submit failed: {error!r}")
         self._departed(submission)
@@ -966,7 +974,13 @@ class StagingRing:
     def _create_buffers(self) -> None:
         """Create and warm up; in a thread, because the first mapping of a buffer fills it with zeros."""
         for index in range(self.ring_count):
-            handle = self._native.create_staging_buffer(self.buffer_size, self.host_cached)
+            try:
+                handle = self._native.create_staging_buffer(self.buffer_size, self.host_cached)
+            except OutOfMemory as error:
+                raise OutOfMemory(
+                    f"the device has no memory for staging buffer {index + 1} of {self.ring_count}, "
+                    f"{self.buffer_size} bytes each; nothing was kept"
+                ) from error
             self._buffers.append(StagingBuffer(index, handle, self.buffer_size))
 
     def _threads_are_done(self) -> bool:

@@ -63,6 +63,10 @@ class StagingStats:
     of buffers: with that much memory nobody would have waited."""
     peak_buffers: int
     """Most staging buffers that were not available at one time."""
+    budget_used: int
+    """Bytes of staging memory that all rings hold that share this one's `MemoryBudget`, this one's included."""
+    budget_limit: int
+    """What they may hold together."""
 
     @property
     def memory(self) -> int:

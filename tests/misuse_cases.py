@@ -10,14 +10,18 @@ import asyncio
 import contextlib
 import gc
 import inspect
+import logging
 import os
+import resource
 import signal
 import sys
 import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import anyio
@@ -28,6 +32,11 @@ from wgpu.backends.wgpu_native.extras import set_instance_extras
 import aiostage
 from aiostage import KiB, MiB, memory
 
+LOOPS: dict[str, dict[str, Any]] = {
+    "asyncio": {"backend": "asyncio"},
+    "uvloop": {"backend": "asyncio", "backend_options": {"use_uvloop": True}},
+    "trio": {"backend": "trio"},
+}
 BufferUsage, TextureUsage, MapMode = wgpu.BufferUsage, wgpu.TextureUsage, wgpu.MapMode
 
 
@@ -78,12 +87,12 @@ class Sandbox:
         options = {"size": (16, 16, 1), "usage": TextureUsage.COPY_DST | TextureUsage.COPY_SRC} | options
         return self.device.create_texture(format=format, **options)
 
-    def busy(self) -> None:
-        """Give the GPU some work that takes a while."""
+    def busy(self, copies: int = 4) -> None:
+        """Give the GPU some work that takes a while: with 100 copies a second on a software adapter."""
         usage = BufferUsage.COPY_DST | BufferUsage.COPY_SRC
         a, b = (self.device.create_buffer(size=64 * MiB, usage=usage) for _ in range(2))
         encoder = self.device.create_command_encoder()
-        for _ in range(4):
+        for _ in range(copies):
             encoder.copy_buffer_to_buffer(a, 0, b, 0, 64 * MiB)
         self.device.queue.submit([encoder.finish()])
 
@@ -606,6 +615,37 @@ async def bad_rings(box: Sandbox) -> None:
             await aiostage.StagingRing(garbage).open()
 
 
+@case(GROUP, "The device runs out of memory while the ring is opened", "`OutOfMemory`; nothing is kept")
+async def out_of_memory(box: Sandbox) -> None:
+    budget = aiostage.MemoryBudget(4096 * MiB)
+    ring = box.ring(4, 128 * MiB, budget=budget)
+    create, created = box.device.create_buffer, []
+
+    def fail_third(**options: Any) -> wgpu.GPUBuffer:
+        if len(created) == 2:
+            raise wgpu.GPUOutOfMemoryError("as a device says it that tells them apart")
+        created.append(create(**options))
+        return created[-1]
+
+    async with box.ring(1, 64):  # what the library itself needs of the device is there
+        box.device.create_buffer = fail_third
+        with raises(aiostage.OutOfMemory, "staging buffer 3 of 4, 134217728 bytes each"):
+            await ring.open()
+        box.device.create_buffer = create
+    assert budget.used == 0
+    with raises(RingClosed):
+        await ring.allocate(4)
+
+    if box.device.adapter.info["adapter_type"] == "CPU":  # whose memory is the process's
+        in_use = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (in_use + 512 * MiB, resource.RLIM_INFINITY))
+        with raises(aiostage.OutOfMemory, "of 16, 134217728 bytes each"):
+            await box.ring(16, 128 * MiB, budget=budget).open()
+        assert budget.used == 0
+    async with box.ring(budget=budget) as ring:
+        await box.assert_works(ring)
+
+
 # -- The ring's and allocations' life --
 
 GROUP = "The life of rings and allocations"
@@ -914,6 +954,40 @@ async def everything_held(box: Sandbox) -> None:
         await box.assert_works(ring)
 
 
+@case(
+    GROUP,
+    "The GPU is busy for longer than `fence_timeout` while somebody waits for a buffer or closes the ring",
+    "`FenceTimeout`, and closed is closed; once it is done everything works on",
+)
+async def gpu_busy_for_long(box: Sandbox) -> None:
+    slow = box.device.adapter.info["adapter_type"] == "CPU"
+    async with box.ring(2, 16 * KiB, fence_timeout=0.02) as ring:
+        buffer = box.buffer(64 * KiB)
+        box.busy(80 if slow else 8000)
+        upload = asyncio.ensure_future(ring.write_buffer(buffer, 0, bytes(32 * KiB)))
+        await asyncio.sleep(0.1)
+        for wait in (
+            lambda: ring.allocate(4),
+            lambda: ring.write_buffer(buffer, 0, bytes(64 * KiB)),
+        ):
+            with raises(aiostage.FenceTimeout):
+                await wait()
+        await (await upload)
+        await box.assert_works(ring)
+
+    ring = box.ring(fence_timeout=0.02)
+    await ring.open()
+    box.busy(80 if slow else 8000)
+    await ring.write_buffer(buffer, 0, bytes(16))
+    with raises((aiostage.FenceTimeout, NoError)):
+        await ring.aclose()
+        raise NoError
+    with raises(RingClosed):
+        await ring.allocate(4)
+    async with box.ring() as ring:
+        await box.assert_works(ring)
+
+
 # -- Devices --
 
 GROUP = "Lost devices"
@@ -1165,17 +1239,80 @@ def loop_ends_with_ring_open(box: Sandbox) -> None:
         async with box.ring() as ring:
             await box.assert_works(ring)
 
-    asyncio.run(first())
-    asyncio.run(second())
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        rings.clear()
-        for _ in range(250):  # the GPU may still owe a mapping, which keeps the ring
-            gc.collect()
-            if ResourceWarning in [w.category for w in caught]:
-                break
-            time.sleep(0.02)
-    assert ResourceWarning in [w.category for w in caught]
+    for loop in LOOPS.values():
+        anyio.run(first, **loop)
+        anyio.run(second, **loop)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            rings.clear()
+            for _ in range(250):  # the GPU may still owe a mapping, which keeps the ring
+                gc.collect()
+                if ResourceWarning in [w.category for w in caught]:
+                    break
+                time.sleep(0.02)
+        assert ResourceWarning in [w.category for w in caught]
+
+
+@case(
+    GROUP, "The loop is stopped and closed while tasks are suspended in every call", "the process ends, with status 0"
+)
+def loop_closed_under_tasks(box: Sandbox) -> None:
+    loop, kept = asyncio.new_event_loop(), []
+
+    async def main() -> None:
+        ring = box.ring(2, 16 * KiB, inline_size=0)
+        await ring.open()
+        buffer = box.buffer(MiB)
+        kept.append([await ring.allocate(16) for _ in range(3)])
+
+        async def batch() -> None:
+            async with ring.batch() as batch, ring.frame() as frame:
+                await frame.write_buffer(buffer, 0, bytes(MiB))
+                await batch.write_buffer(buffer, 0, bytes(MiB))
+
+        box.busy(20)
+        calls = (
+            lambda: ring.write_buffer(buffer, 0, bytes(MiB)),
+            batch,
+            lambda: ring.allocate(16 * KiB),
+            ring.submit,
+            lambda: ring._tracker.wait_all(),
+            lambda: aiostage.StagingRing(box.device).open(),
+        )
+        kept.extend(asyncio.ensure_future(call()) for call in calls)
+        await asyncio.sleep(0.02)
+        loop.stop()
+        await asyncio.sleep(1)
+
+    with raises(RuntimeError, "stopped before"):
+        loop.run_until_complete(main())
+    loop.close()
+    logging.disable()  # asyncio's own complaints
+    warnings.simplefilter("ignore")
+    kept.clear()
+    gc.collect()
+
+
+@case(GROUP, "Two threads, each with a loop and a ring of its own, use the same device at the same time", "it works")
+def two_loops_at_once(box: Sandbox) -> None:
+    targets = [box.buffer(MiB) for _ in LOOPS]
+
+    async def stream(target: wgpu.GPUBuffer, value: int) -> None:
+        async with box.ring(2, 16 * KiB, inline_size=1024) as ring:
+            for _ in range(5):
+                async with anyio.create_task_group() as group:
+                    for start in range(0, MiB, 64 * KiB):
+                        group.start_soon(ring.write_buffer, target, start, bytes([value]) * 64 * KiB)
+            await box.assert_works(ring)
+
+    def run(index: int, loop: dict[str, Any]) -> None:
+        anyio.run(stream, targets[index], index + 1, **loop)
+
+    with ThreadPoolExecutor() as pool:
+        for _ in pool.map(run, range(3), LOOPS.values()):
+            pass
+    for index, target in enumerate(targets):
+        assert holds(target, bytes([index + 1]) * MiB)
 
 
 @case(GROUP, "A task is cancelled at any await of the library", "only that task; the ring works on")
@@ -1289,26 +1426,73 @@ def keyboard_interrupt_in_a_coroutine(box: Sandbox) -> None:
         asyncio.run(main())
 
 
+def in_child(act: Callable[[], Any]) -> bytes:
+    """What `act` returns or raises in a forked child, which has half a minute and ends as multiprocessing's do."""
+    read, write = os.pipe()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # newer Pythons warn of any fork beside threads
+        child = os.fork()
+    if child == 0:
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(30)  # one that hangs ends by a signal
+        try:
+            said = repr(act())
+        except BaseException as error:
+            said = type(error).__name__
+        os.write(write, said.encode())
+        os._exit(0)
+    os.close(write)
+    _, status = os.waitpid(child, 0)
+    assert status == 0, status
+    return os.read(read, 1000)
+
+
 @case(GROUP, "The process forks and the child uses the ring", "`WrongLoop` in the child; the parent works on")
 async def fork(box: Sandbox) -> None:
     async with box.ring() as ring:
         await box.assert_works(ring)
         buffer = box.buffer()
-        read, write = os.pipe()
-        child = os.fork()
-        if child == 0:
-            os.close(read)
-            try:
-                ring.allocate_nowait(16)
-            except BaseException as error:
-                os.write(write, type(error).__name__.encode())
-            os._exit(0)
-        os.close(write)
-        _, status = await asyncio.to_thread(os.waitpid, child, 0)
-        assert status == 0
-        assert os.read(read, 100) == b"WrongLoop"
+        assert in_child(lambda: ring.allocate_nowait(16)) == b"WrongLoop"
         await ring.write_buffer(buffer, 0, bytes(16))
         await box.assert_works(ring)
+
+
+@case(
+    GROUP, "The same on trio, whose running loop a child takes along", "`WrongLoop` in the child; the parent works on"
+)
+def fork_on_trio(box: Sandbox) -> None:
+    async def main() -> None:
+        async with box.ring() as ring:
+            slot = await ring.allocate(16)
+            for use in (lambda: ring.allocate_nowait(16), ring.submit_nowait, slot.commit, slot.abandon):
+                assert in_child(use) == b"WrongLoop"
+            slot.abandon()
+            await box.assert_works(ring)
+
+    anyio.run(main, backend="trio")
+
+
+@case(GROUP, "The process forks and the child opens a ring on the parent's device", "`WrongLoop` in the child")
+def ring_opened_after_fork(box: Sandbox) -> None:
+    async def work() -> None:
+        async with box.ring() as ring:
+            await box.assert_works(ring)
+
+    asyncio.run(work())
+    assert in_child(lambda: asyncio.run(work())) == b"WrongLoop"
+    asyncio.run(work())
+
+
+@case(GROUP, "The process forks while uploads run, and the child does something else", "both end well")
+async def child_minds_its_own_business(box: Sandbox) -> None:
+    async with box.ring(inline_size=0) as ring:
+        buffer = box.buffer(MiB)
+        uploads = [asyncio.ensure_future(ring.write_buffer(buffer, 0, bytes([7]) * MiB)) for _ in range(3)]
+        await asyncio.sleep(0.001)
+        assert in_child(lambda: gc.collect() >= 0) == b"True"
+        for upload in uploads:
+            await upload
+        assert holds(buffer, bytes([7]) * MiB)
 
 
 # -- Encoders and command buffers --

@@ -251,7 +251,7 @@ async def test_a_closed_ring_gives_no_advice() -> None:
 
 def stats(**fields: Any) -> StagingStats:
     states = (aiostage.BufferState.AVAILABLE,) * 3
-    plain = StagingStats(0, 0, 0, 3, MiB, states, 0, 0, 0, 0, 0.0, 0.0, 0.0, 0, 0, 0, 0, 0, 0, 0)
+    plain = StagingStats(0, 0, 0, 3, MiB, states, 0, 0, 0, 0, 0.0, 0.0, 0.0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
     return replace(plain, **fields)
 
 

@@ -39,6 +39,24 @@ async def test_rings_share_a_budget_and_give_back_what_they_held(gpu: SimulatedG
     assert budget.used == 0
 
 
+async def test_the_statistics_say_what_is_used_of_the_budget_by_all_rings_together(gpu: SimulatedGpu) -> None:
+    budget, other = MemoryBudget(limit=8192), MemoryBudget(limit=100)
+    never_opened = StagingRing(gpu, 1, 1024)
+    assert (never_opened.stats_nowait().budget_used, never_opened.stats_nowait().budget_limit) == (0, 0)
+    async with StagingRing(gpu, 2, 1024, budget=budget) as one, StagingRing(gpu, 1, 4, budget=other) as apart:
+        async with StagingRing(gpu, 3, 1024, budget=budget) as two:
+            for ring in (one, two):
+                stats = await ring.stats()
+                assert (stats.budget_used, stats.budget_limit) == (5120, 8192)
+        stats = one.stats_nowait()
+        assert (stats.budget_used, stats.memory, stats.budget_limit) == (2048, 2048, 8192)
+        assert (apart.stats_nowait().budget_used, apart.stats_nowait().budget_limit) == (4, 100)
+        assert stats.as_dict()["budget_used"] == 2048
+    assert one.stats_nowait().budget_used == 0
+    async with StagingRing(gpu, 1, 1024) as ring:
+        assert ring.stats_nowait().budget_limit == 512 * MiB
+
+
 async def test_rings_of_one_device_share_512_mib_by_default_and_devices_do_not(gpu: SimulatedGpu) -> None:
     gpu.create_staging_buffer = lambda size, host_cached: pytest.fail("over the budget")  # type: ignore[method-assign]
     with pytest.raises(aiostage.BudgetExceeded, match=f"0 of {512 * MiB} in use"):

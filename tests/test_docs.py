@@ -60,3 +60,10 @@ def test_the_first_program_of_the_readme_runs_as_pasted(tmp_path: Path) -> None:
     run = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=120, cwd=ROOT)
     assert run.returncode == 0, run.stderr
     assert "done" in run.stdout
+
+
+def test_every_test_that_the_documentation_names_exists() -> None:
+    named = re.findall(r"`(\w+\.py)::(\w+)`", (ROOT / "docs" / "reliability.md").read_text())
+    assert named
+    for file, name in named:
+        assert f"def {name}(" in (ROOT / "tests" / file).read_text(), f"{file} has no {name}"

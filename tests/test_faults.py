@@ -10,21 +10,24 @@ the ring must be whole afterwards.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import signal
-from collections.abc import Callable, Coroutine, Generator
+import threading
+from collections.abc import Awaitable, Callable, Coroutine, Generator
 from functools import partial
 from typing import Any, NamedTuple
 
 import anyio
 import anyio.lowlevel
+import anyio.to_thread
 import pytest
 from containers import ktx2
+from misuse_cases import LOOPS
 from simulated import SimulatedBuffer, SimulatedGpu, SimulatedTexture, until
-from test_loops import LOOPS
 
 import aiostage
 import aiostage.textures
-from aiostage import BufferState, MemoryBudget, StagingRing
+from aiostage import BufferState, MemoryBudget, StagingRing, uploads
 
 BUFFER = 1024  # bytes in each of the ring's three staging buffers
 RAW = 5  # what every byte of the scene's own uploads is
@@ -59,6 +62,7 @@ class Stage:
         self.texture.destroy()
 
 
+OpenRing = Callable[..., Awaitable[StagingRing]]
 Scene = Callable[[Stage], Coroutine[Any, Any, Any]]
 
 
@@ -236,34 +240,45 @@ SCENES = {
 
 
 class Struck:
-    """Awaits a coroutine, and calls `strike` as it suspends for the nth time, before the loop hears of that."""
+    """Awaits a coroutine, and says when it suspends, before the loop hears of that, and when it is to resume.
 
-    def __init__(self, coroutine: Coroutine[Any, Any, Any], suspended: Callable[[int], None]) -> None:
+    `resumes(n)` may return an exception, which the coroutine gets in place of what it waited for.
+    """
+
+    def __init__(
+        self,
+        coroutine: Coroutine[Any, Any, Any],
+        suspends: Callable[[int], None],
+        resumes: Callable[[int], BaseException | None],
+    ) -> None:
         self._coroutine = coroutine
-        self._suspended = suspended
-        self.suspensions = 0
+        self._suspends = suspends
+        self._resumes = resumes
 
     def __await__(self) -> Generator[Any, Any, Any]:
         resume: Callable[[], Any] = partial(self._coroutine.send, None)
-        while True:
+        for n in itertools.count():
             try:
                 trap = resume()
             except StopIteration as end:
                 return end.value
-            self._suspended(self.suspensions)
-            self.suspensions += 1
+            self._suspends(n)
             try:
                 resume = partial(self._coroutine.send, (yield trap))
-            except BaseException as error:
+                error = self._resumes(n)
+            except BaseException as thrown:
+                error = thrown
+            if error is not None:
                 resume = partial(self._coroutine.throw, error)
 
 
 class Strike(NamedTuple):
     """What happens to the scene, and what may come out of it then; out of the others' tasks nothing, by default."""
 
-    by: Callable[[Stage, anyio.CancelScope, Any], Any]
+    by: Callable[[Stage, anyio.CancelScope, Any], BaseException | None]
     errors: tuple[type[BaseException], ...] = ()
     others: tuple[type[BaseException], ...] = ()
+    late: bool = False  # as it resumes: it has what it waited for, and will never know
 
 
 def cancel_task(stage: Stage, scope: anyio.CancelScope, group: Any) -> None:
@@ -282,6 +297,10 @@ def interrupt(stage: Stage, scope: anyio.CancelScope, group: Any) -> None:
 STRIKES = {
     "cancelled by its scope": Strike(lambda stage, scope, group: scope.cancel()),
     "cancelled by asyncio": Strike(cancel_task, (asyncio.CancelledError,)),
+    # which is what asyncio throws if `task.cancel()` came after what wakes the task
+    "cancelled in the turn in which it resumes": Strike(
+        lambda stage, scope, group: asyncio.CancelledError(), (asyncio.CancelledError,), late=True
+    ),
     "interrupted": Strike(interrupt, (KeyboardInterrupt,)),
     "its device lost": Strike(
         lambda stage, scope, group: stage.gpu.lose(), (aiostage.DeviceLost,), (aiostage.DeviceLost,)
@@ -311,18 +330,26 @@ async def play(entry: Entry, strike: Strike, n: int, submit_blocks: bool) -> boo
             group.start_soon(partial(upload, stage, strike, "before"))
             await anyio.lowlevel.checkpoint()
 
-            def suspended(index: int) -> None:
-                nonlocal struck
+            def suspends(index: int) -> None:
                 if index == 0:
                     group.start_soon(partial(upload, stage, strike, "after"))
-                if index == n:
-                    struck = True
-                    strike.by(stage, scope, group)
+                if not strike.late:
+                    strike_at(index)
                 gpu.free_running = True
+
+            def resumes(index: int) -> BaseException | None:
+                return strike_at(index) if strike.late else None
+
+            def strike_at(index: int) -> BaseException | None:
+                nonlocal struck
+                if index != n:
+                    return None
+                struck = True
+                return strike.by(stage, scope, group)
 
             with anyio.CancelScope() as scope:
                 try:
-                    await Struck(entry.scene(stage), suspended)
+                    await Struck(entry.scene(stage), suspends, resumes)
                     if struck and strike.by is interrupt:  # which may take trio some turns longer than the scene
                         await anyio.sleep_forever()
                 except strike.errors as error:
@@ -376,16 +403,20 @@ async def assert_whole(stage: Stage) -> None:
     """Nothing of the ring is lost: every buffer can be had, and carries an upload to the GPU."""
     ring = stage.ring
     await ring.submit()  # of copies whose own submit was struck
-    await until(lambda: set(ring.stats_nowait().buffer_states) == {BufferState.AVAILABLE})
-    stats = ring.stats_nowait()
-    assert (stats.bytes_in_flight, stats.waiters) == (0, 0)
-    slots = [ring.allocate_nowait(BUFFER) for _ in range(ring.ring_count)]
-    for slot in slots:
-        slot.abandon()
+    await assert_idle(ring)
     target = SimulatedBuffer(stage.gpu, 6 * BUFFER, stage.target.usage)
     await (await ring.write_buffer(target, 0, bytes([7]) * 6 * BUFFER))
     assert set(target.bytes.tolist()) == {7}
     assert not ring._lanes - {ring._slots, ring._uploads}
+
+
+async def assert_idle(ring: StagingRing) -> None:
+    """Every buffer comes back and can be had."""
+    await until(lambda: set(ring.stats_nowait().buffer_states) == {BufferState.AVAILABLE})
+    stats = ring.stats_nowait()
+    assert (stats.bytes_in_flight, stats.waiters) == (0, 0)
+    for slot in [ring.allocate_nowait(BUFFER) for _ in range(ring.ring_count)]:
+        slot.abandon()
 
 
 WAYS = [
@@ -417,3 +448,107 @@ def test_struck_at_any_suspension(scene: str, loop: str, strike: str, submit_blo
             raise
         struck += more
     assert struck >= SCENES[scene].least
+
+
+# -- threads that raise --
+
+
+class Spoilt(Exception):
+    """What a producer raises."""
+
+
+@pytest.mark.parametrize("size", [16, 100, 800, 5 * BUFFER], ids=["on the loop", "beside others", "alone", "in pieces"])
+async def test_an_upload_that_cannot_be_copied_fails_alone(
+    gpu: SimulatedGpu, simulated_ring: OpenRing, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    ring, gpu.free_running = await simulated_ring(inline_size=64), True
+    copy_bytes = uploads.copy_bytes
+
+    def spoil(memory: Any, array: Any, start: int) -> None:
+        copy_bytes(memory, array, start)
+        if array[-1] == 99 and start + len(memory) == len(array):  # the last piece
+            raise Spoilt
+
+    monkeypatch.setattr(uploads, "copy_bytes", spoil)
+    good, bad = gpu.buffer(3 * BUFFER), gpu.buffer(6 * BUFFER)
+    async with anyio.create_task_group() as group:
+        for start in range(0, 3 * BUFFER, 256):
+            group.start_soon(ring.write_buffer, good, start, bytes([RAW]) * 256)
+        for _ in range(3):
+            with pytest.raises(Spoilt):
+                await ring.write_buffer(bad, 0, bytes(size - 1) + b"\x63")
+        with pytest.raises(Spoilt):
+            async with ring.batch() as batch:
+                await batch.write_buffer(good, 0, bytes([RAW]) * 256)
+                await batch.write_buffer(bad, 0, bytes(size - 1) + b"\x63", size=size)
+    await ring._tracker.wait_all()
+    assert set(good.bytes.tolist()) == {RAW}
+    assert 99 not in bad.bytes
+    await assert_idle(ring)
+
+
+async def test_a_thread_that_raises_abandons_its_slot_and_can_write_to_it_no_more(
+    gpu: SimulatedGpu, simulated_ring: OpenRing
+) -> None:
+    ring, gpu.free_running = await simulated_ring(), True
+    target, kept = gpu.buffer(BUFFER), []
+
+    def produce(array: Any) -> None:
+        kept.append(array)
+        array[: BUFFER // 2] = 99
+        raise Spoilt
+
+    with pytest.raises(Spoilt):
+        with await ring.allocate(BUFFER) as slot:
+            slot.copy_to_buffer(target)
+            await anyio.to_thread.run_sync(produce, slot.array())
+    with pytest.raises(ValueError):
+        await anyio.to_thread.run_sync(kept[0].fill, 98)
+    await (await ring.write_buffer(target, 0, bytes([RAW]) * BUFFER))
+    assert set(target.bytes.tolist()) == {RAW}
+    await assert_idle(ring)
+
+
+async def test_a_ring_that_is_closed_leaves_another_on_the_device_alone(
+    gpu: SimulatedGpu, simulated_ring: OpenRing
+) -> None:
+    one, two, gpu.free_running = await simulated_ring(), await simulated_ring(), True
+    target = gpu.buffer(8 * BUFFER)
+    async with anyio.create_task_group() as group:
+        group.start_soon(two.write_buffer, target, 0, bytes([RAW]) * 8 * BUFFER)
+        slot = await one.allocate(16)
+        await one.aclose()
+    with pytest.raises(aiostage.RingClosed):
+        slot.commit()
+    await two._tracker.wait_all()
+    assert set(target.bytes.tolist()) == {RAW}
+    await assert_idle(two)
+
+
+async def test_a_lost_device_ends_every_ring_on_it(gpu: SimulatedGpu, simulated_ring: OpenRing) -> None:
+    rings = [await simulated_ring(ring_count=1) for _ in range(2)]
+    uploads = [asyncio.ensure_future(ring.write_buffer(gpu.buffer(4096), 0, bytes(4096))) for ring in rings]
+    await until(lambda: all(ring.stats_nowait().waiters for ring in rings))
+    gpu.lose()
+    for upload in uploads:
+        with pytest.raises(aiostage.DeviceLost):
+            await upload
+    for ring in rings:
+        with pytest.raises(aiostage.DeviceLost):
+            await ring.allocate(4)
+
+
+async def test_an_upload_whose_thread_is_still_copying_when_the_device_is_lost_ends_after_it(
+    gpu: SimulatedGpu, simulated_ring: OpenRing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ring, may_copy = await simulated_ring(inline_size=64), threading.Event()
+    monkeypatch.setattr(uploads, "copy_bytes", lambda memory, array, start: may_copy.wait())
+    upload = asyncio.ensure_future(ring.write_buffer(gpu.buffer(BUFFER), 0, bytes(BUFFER)))
+    gpu.lose()
+    with pytest.raises(aiostage.DeviceLost):
+        await (await ring.submit())
+    await until(lambda: ring._error is not None)
+    assert not upload.done()
+    may_copy.set()
+    with anyio.fail_after(30), pytest.raises(aiostage.DeviceLost):
+        await upload

@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sys
+import types
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 import anyio
 import pytest
 import wgpu
+from misuse_cases import LOOPS
 from simulated import SimulatedGpu, until
 
 import aiostage
 from aiostage import StagingRing
 from aiostage.loop import LoopPort
-
-LOOPS: dict[str, dict[str, Any]] = {
-    "asyncio": {"backend": "asyncio"},
-    "uvloop": {"backend": "asyncio", "backend_options": {"use_uvloop": True}},
-    "trio": {"backend": "trio"},
-}
 
 Run = Callable[[Callable[[], Awaitable[None]]], None]
 
@@ -183,3 +180,9 @@ def test_a_device_serves_one_loop_after_another(
 
     for _ in range(3):
         run(scenario)
+
+
+async def test_trio_may_be_half_imported_by_another_thread(gpu: SimulatedGpu, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "trio", types.ModuleType("trio"))
+    async with StagingRing(gpu, 1, 1024):
+        pass

@@ -1,8 +1,9 @@
 """No view of an allocation's memory does silent harm once the allocation is committed, as far as that can be known.
 
-Three kinds. *Known* views turn read-only at commit. *Foreign* ones, made from `slot.view`, keep it from being
-committed. *Hidden* ones were made from an array or the view by something that only keeps that alive, as
-`np.asarray` and torch do: nobody sees them but `strict_views=True`, which tolerates nothing at all.
+Five kinds. *Known* views turn read-only at commit. *Foreign* ones, made from `slot.view`, keep it from being committed.
+*Hidden* ones were made from an array or the view by something that only keeps that alive, as `np.asarray` and torch do:
+nobody sees them but `strict_views=True`, which tolerates nothing at all. An *address* nobody can see, and *own* memory
+was copied. `python test_views.py` prints the table that docs/views.md holds, a line for each view that is tested here.
 """
 
 from __future__ import annotations
@@ -10,11 +11,14 @@ from __future__ import annotations
 import ctypes
 import gc
 import importlib.util
+import re
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import anyio
 import numpy as np
+import PIL.Image
 import pytest
 from simulated import SimulatedGpu, turns, until
 
@@ -57,41 +61,103 @@ def torch_or(name: str, otherwise: Callable[[Any], Any]) -> Callable[[Any], Any]
     }[name]
 
 
+class CapsuleConsumer(PointerConsumer):
+    """What takers of `__dlpack__` are: an address, and the capsule kept alive."""
+
+    def __init__(self, array: np.ndarray) -> None:
+        super().__init__(array)
+        self._kept = array.__dlpack__()
+
+
 torch_frombuffer = torch_or("frombuffer", BufferConsumer)
 torch_from_numpy = torch_or("from_numpy", PointerConsumer)
 
 KNOWN: dict[str, Make] = {
-    "array": lambda slot: slot.array(),
-    "array of another type": lambda slot: slot.array(np.float32, (4, 4)),
-    "row": lambda slot: slot.array(np.uint8, (8, 8))[3],
-    "slice": lambda slot: slot.array()[8:16],
-    "slice of a slice": lambda slot: slot.array()[8:32][::2],
-    "reversed": lambda slot: slot.array()[::-1],
-    "reshape": lambda slot: slot.array().reshape(8, 8),
-    "transpose": lambda slot: slot.array(np.uint8, (4, 16)).T,
-    "view as another type": lambda slot: slot.array().view(np.uint16),
-    "flat": lambda slot: slot.array().flat,
-    "field": lambda slot: slot.array([("x", np.uint8), ("y", np.uint8)])["y"],
-    "the memoryview itself": lambda slot: slot.view,
+    "slot.array()": lambda slot: slot.array(),
+    "slot.array(np.float32, (4, 4))": lambda slot: slot.array(np.float32, (4, 4)),
+    "slot.array(np.uint8, (8, 8))[3]": lambda slot: slot.array(np.uint8, (8, 8))[3],
+    "slot.array()[8:16]": lambda slot: slot.array()[8:16],
+    "slot.array()[8:32][::2]": lambda slot: slot.array()[8:32][::2],
+    "slot.array()[::-1]": lambda slot: slot.array()[::-1],
+    "slot.array().reshape(8, 8)": lambda slot: slot.array().reshape(8, 8),
+    "slot.array(np.uint8, (8, 8)).ravel()": lambda slot: slot.array(np.uint8, (8, 8)).ravel(),
+    "slot.array(np.uint8, (4, 16)).T": lambda slot: slot.array(np.uint8, (4, 16)).T,
+    "slot.array(np.uint8, (1, 64)).squeeze()": lambda slot: slot.array(np.uint8, (1, SIZE)).squeeze(),
+    "np.split(slot.array(), 2)[1]": lambda slot: np.split(slot.array(), 2)[1],
+    "slot.array().view(np.uint16)": lambda slot: slot.array().view(np.uint16),
+    "slot.array().flat": lambda slot: slot.array().flat,
+    'slot.array("u1,u1")["f1"]': lambda slot: slot.array("u1,u1")["f1"],
 }
+THE_VIEW: dict[str, Make] = {"slot.view": lambda slot: slot.view}
 FOREIGN: dict[str, Make] = {
-    "memoryview of the view": lambda slot: memoryview(slot.view),
-    "slice of the view": lambda slot: slot.view[8:16],
-    "cast of the view": lambda slot: slot.view.cast("I"),
+    "memoryview(slot.view)": lambda slot: memoryview(slot.view),
+    "slot.view[8:16]": lambda slot: slot.view[8:16],
+    'slot.view.cast("I")': lambda slot: slot.view.cast("I"),
     "np.asarray(slot.view)": lambda slot: np.asarray(slot.view),
-    "np.frombuffer(slot.view)": lambda slot: np.frombuffer(slot.view, np.uint8),
-    "a row of np.asarray(slot.view)": lambda slot: np.asarray(slot.view).reshape(8, 8)[2],
-    "ctypes from_buffer(slot.view)": lambda slot: (ctypes.c_ubyte * SIZE).from_buffer(slot.view),
-    "a memoryview of np.asarray(slot.view)": lambda slot: memoryview(np.asarray(slot.view)),
+    "np.frombuffer(slot.view, np.uint8)": lambda slot: np.frombuffer(slot.view, np.uint8),
+    "np.asarray(slot.view).reshape(8, 8)[2]": lambda slot: np.asarray(slot.view).reshape(8, 8)[2],
+    "(c_ubyte * 64).from_buffer(slot.view)": lambda slot: (ctypes.c_ubyte * SIZE).from_buffer(slot.view),
+    "memoryview(np.asarray(slot.view))": lambda slot: memoryview(np.asarray(slot.view)),
+}
+IMAGE: dict[str, Make] = {
+    'PIL.Image.frombuffer("L", (8, 8), slot.view)': lambda slot: PIL.Image.frombuffer(
+        "L", (8, 8), slot.view, "raw", "L", 0, 1
+    ),
 }
 HIDDEN: dict[str, Make] = {
-    "torch.frombuffer(slot.view)": lambda slot: torch_frombuffer(slot.view),
     "np.asarray(slot.array())": lambda slot: np.asarray(slot.array()),
-    "np.frombuffer(slot.array())": lambda slot: np.frombuffer(slot.array(), np.uint8),
+    "np.frombuffer(slot.array(), np.uint8)": lambda slot: np.frombuffer(slot.array(), np.uint8),
+    "slot.array().view(np.ndarray)": lambda slot: slot.array().view(np.ndarray),
+    "np.lib.stride_tricks.as_strided(slot.array())": lambda slot: np.lib.stride_tricks.as_strided(slot.array()),
+    "np.ma.array(slot.array(), copy=False)": lambda slot: np.ma.array(slot.array(), copy=False),
     "memoryview(slot.array())": lambda slot: memoryview(slot.array()),
-    "ctypes from_buffer(slot.array())": lambda slot: (ctypes.c_ubyte * SIZE).from_buffer(slot.array()),
+    "(c_ubyte * 64).from_buffer(slot.array())": lambda slot: (ctypes.c_ubyte * SIZE).from_buffer(slot.array()),
+    "a taker of slot.array().__array_interface__": lambda slot: PointerConsumer(slot.array()),
+    "a taker of slot.array().__dlpack__()": lambda slot: CapsuleConsumer(slot.array()),
     "torch.from_numpy(slot.array())": lambda slot: torch_from_numpy(slot.array()),
+    "torch.frombuffer(slot.view)": lambda slot: torch_frombuffer(slot.view),
 }
+HIDDEN_IMAGE: dict[str, Make] = {
+    "PIL.Image.fromarray(slot.array(np.uint8, (8, 8)))": lambda slot: PIL.Image.fromarray(slot.array(np.uint8, (8, 8))),
+}
+ADDRESS: dict[str, Make] = {
+    "slot.array().ctypes.data": lambda slot: slot.array().ctypes.data,
+    "ctypes.addressof(c_char.from_buffer(slot.view))": lambda slot: ctypes.addressof(
+        ctypes.c_char.from_buffer(slot.view)
+    ),
+}
+OWN: dict[str, Make] = {
+    "slot.array() + 1": lambda slot: slot.array() + 1,
+    "slot.array().copy()": lambda slot: slot.array().copy(),
+    "slot.array()[[1, 2]]": lambda slot: slot.array()[[1, 2]],
+    "bytearray(slot.view)": lambda slot: bytearray(slot.view),
+    "PIL.Image.fromarray(slot.array(np.uint8, (8, 8))).copy()": lambda slot: PIL.Image.fromarray(
+        slot.array(np.uint8, (8, 8))
+    ).copy(),
+}
+
+ERROR = "`ViewStillAlive`"
+ROWS = [  # what is alive, what becomes of it by default and with strict_views=True
+    (KNOWN, "read-only from then on: a late write raises ValueError", ERROR),
+    (THE_VIEW, "released: a late access raises ValueError", ERROR),
+    (FOREIGN | IMAGE, ERROR, ERROR),
+    (HIDDEN, "**not noticed**: a late write goes to memory that the GPU may be reading", ERROR),
+    (HIDDEN_IMAGE, "not noticed; a late read sees what the memory holds then, a late write goes to a copy", ERROR),
+    (ADDRESS, "**not noticed**", "**not noticed**"),
+    (OWN, "its own memory: not affected", "not affected"),
+]
+
+
+def table() -> str:
+    """What is alive at commit, as Markdown."""
+    lines = ["| alive at commit | by default | with `strict_views=True` |", "| --- | --- | --- |"]
+    for views, default, strict in ROWS:
+        lines.append(f"| {', '.join(map(as_code, views))} | {default} | {strict} |")
+    return "\n".join(lines)
+
+
+def as_code(name: str) -> str:
+    return re.sub(r"^(a taker of )?(.*)", r"\1`\2`", name)
 
 
 def kinds(*tables: dict[str, Make]) -> pytest.MarkDecorator:
@@ -125,7 +191,7 @@ async def strict_ring(simulated_ring: OpenRing) -> StagingRing:
 # -- views that are known --
 
 
-@kinds(KNOWN)
+@kinds(KNOWN, THE_VIEW)
 async def test_a_known_view_is_writable_until_commit_and_never_after(
     gpu: SimulatedGpu, ring: StagingRing, make: Make
 ) -> None:
@@ -160,18 +226,21 @@ async def test_views_made_late_from_a_view_of_a_committed_slot_are_read_only(
 
 
 @pytest.mark.parametrize("strict", [False, True])
-async def test_results_of_arithmetic_are_the_users_own(
-    simulated_ring: OpenRing, gpu: SimulatedGpu, strict: bool
+@kinds(OWN)
+async def test_what_was_copied_is_the_users_own(
+    simulated_ring: OpenRing, gpu: SimulatedGpu, make: Make, strict: bool
 ) -> None:
-    ring = await simulated_ring(buffer_size=SIZE, strict_views=strict)
+    ring, target = await simulated_ring(ring_count=1, buffer_size=SIZE, strict_views=strict), gpu.buffer(SIZE)
     with await ring.allocate(SIZE) as slot:
-        array = slot.array()
-        array[:] = 2
-        sums, copied, total = array + 1, array.copy(), array.sum()
-        del array
-    sums[:] = 7
-    copied[:] = 7
-    assert total == 2 * SIZE
+        slot.array()[:] = 2
+        own = make(slot)
+        slot.copy_to_buffer(target)
+    if isinstance(own, PIL.Image.Image):
+        own.putpixel((0, 0), 99)
+    else:
+        write(own)
+    await trip(ring, gpu)
+    assert target.bytes.tolist() == [2] * SIZE
 
 
 async def test_a_loop_over_rows_keeps_no_record_of_those_that_are_gone(ring: StagingRing) -> None:
@@ -289,7 +358,7 @@ async def test_a_hidden_view_that_is_gone_by_then_forbids_nothing(
     assert target.bytes[0] == 99
 
 
-@kinds(KNOWN, FOREIGN, HIDDEN)
+@kinds(KNOWN, THE_VIEW, FOREIGN, HIDDEN)
 async def test_strict_views_tolerates_nothing_alive(strict_ring: StagingRing, make: Make) -> None:
     slot = await strict_ring.allocate(SIZE)
     view = make(slot)
@@ -300,6 +369,67 @@ async def test_strict_views_tolerates_nothing_alive(strict_ring: StagingRing, ma
         write(view)
     del view
     gc.collect()
+    slot.commit()
+
+
+@kinds(HIDDEN)
+async def test_a_hidden_view_is_not_noticed_by_default(gpu: SimulatedGpu, ring: StagingRing, make: Make) -> None:
+    target = gpu.buffer(SIZE)
+    with await ring.allocate(SIZE) as slot:
+        view = make(slot)
+        slot.copy_to_buffer(target)
+    gc.collect()
+    await trip(ring, gpu)
+    write(view)  # now it can: nothing has made it read-only
+
+
+@pytest.mark.parametrize("strict", [False, True])
+@kinds(ADDRESS)
+async def test_an_address_is_not_noticed_at_all(
+    gpu: SimulatedGpu, simulated_ring: OpenRing, make: Make, strict: bool
+) -> None:
+    ring = await simulated_ring(buffer_size=SIZE, strict_views=strict)
+    with await ring.allocate(SIZE) as slot:
+        address = make(slot)
+    assert gpu.staging[0].address <= address < gpu.staging[0].address + SIZE
+    await trip(ring, gpu)
+
+
+# -- images --
+
+
+@pytest.mark.parametrize("strict", [False, True])
+@kinds(IMAGE)
+async def test_an_image_over_the_view_keeps_its_slot_from_being_committed(
+    simulated_ring: OpenRing, make: Make, strict: bool
+) -> None:
+    ring = await simulated_ring(strict_views=strict)
+    slot = await ring.allocate(SIZE)
+    image = make(slot)
+    with pytest.raises(aiostage.ViewStillAlive):
+        slot.commit()
+    image.putpixel((0, 0), 1)  # which copies it
+    slot.commit()
+
+
+@kinds(HIDDEN_IMAGE)
+async def test_an_image_over_an_array_writes_to_a_copy_of_its_own(
+    gpu: SimulatedGpu, ring: StagingRing, strict_ring: StagingRing, make: Make
+) -> None:
+    target = gpu.buffer(SIZE)
+    with await ring.allocate(SIZE) as slot:
+        slot.array()[:] = 2
+        image = make(slot)
+        slot.copy_to_buffer(target)
+    assert image.getpixel((0, 0)) == 2
+    image.putpixel((0, 0), 99)
+    await trip(ring, gpu)
+    assert target.bytes.tolist() == [2] * SIZE
+    slot = await strict_ring.allocate(SIZE)
+    image = make(slot)
+    with pytest.raises(aiostage.ViewStillAlive):
+        slot.commit()
+    del image
     slot.commit()
 
 
@@ -315,7 +445,7 @@ async def test_a_hidden_view_that_outlives_the_ring_points_at_memory_that_is_sti
     write(view)
 
 
-@kinds(KNOWN)
+@kinds(KNOWN, THE_VIEW)
 async def test_a_view_that_outlives_the_ring_is_still_read_only(
     gpu: SimulatedGpu, ring: StagingRing, make: Make
 ) -> None:
@@ -331,7 +461,7 @@ async def test_late_writes_to_real_staging_memory_raise_and_change_nothing(
     device: Any, open_ring: OpenRing, target: Callable[[int], Any]
 ) -> None:
     ring, buffer = await open_ring(ring_count=1, buffer_size=SIZE), target(SIZE)
-    for make in KNOWN.values():
+    for make in (KNOWN | THE_VIEW).values():
         with await ring.allocate(SIZE) as slot:
             slot.array()[:] = 7
             view = make(slot)
@@ -350,3 +480,12 @@ async def test_late_writes_to_real_staging_memory_raise_and_change_nothing(
         del view
         gc.collect()
     assert bytes(device.queue.read_buffer(buffer)) == bytes([7] * SIZE)
+
+
+def test_the_documentation_has_this_table() -> None:
+    text = Path(__file__).parents[1].joinpath("docs", "views.md").read_text()
+    assert table() in text, "run 'python tests/test_views.py' and put its output there"
+
+
+if __name__ == "__main__":
+    print(table())

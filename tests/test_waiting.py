@@ -621,6 +621,20 @@ async def test_every_call_that_waits_for_a_buffer_too_long_is_a_fence_timeout(
     await in_time(ring.write_buffer(target, 0, bytes(4096)))
 
 
+async def test_a_submit_that_the_gpu_holds_up_is_a_fence_timeout_too() -> None:
+    gpu = SimulatedGpu(submit_blocks=True)
+    target = gpu.buffer(1024)
+    async with StagingRing(gpu, 1, 1024, fence_timeout=0.02) as ring:
+        gpu.may_submit.clear()
+        uploading = start(ring.write_buffer(target, 0, bytes(1024)))
+        await turns()
+        with pytest.raises(aiostage.FenceTimeout, match="a submit has been waiting for it for"):
+            await in_time(ring.allocate(4))
+        gpu.may_submit.set()
+        gpu.free_running = True
+        await in_time(uploading)
+
+
 async def test_closing_waits_for_the_gpu_as_long_as_for_a_fence_and_gives_everything_back(gpu: SimulatedGpu) -> None:
     budget = aiostage.MemoryBudget(1024)
     ring = StagingRing(gpu, 1, 1024, fence_timeout=0.02, budget=budget)
