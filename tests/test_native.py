@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -10,10 +11,14 @@ import anyio
 import numpy as np
 import pytest
 import wgpu
+from readback import read_buffer, read_texture
 from simulated import turns, until
+from wgpu.backends.wgpu_native import lib_path
 
 import aiostage
-from aiostage import BufferState, FenceTracker, StagingRing
+from aiostage import BufferState, FenceTracker, KiB, MiB, StagingRing
+from aiostage import native as native_module
+from aiostage.cfunctions import Functions
 from aiostage.native import check_version, connect
 
 OpenRing = Callable[..., Awaitable[StagingRing]]
@@ -258,3 +263,97 @@ async def test_stats_poll_the_device(device: wgpu.GPUDevice, open_ring: OpenRing
         while (await ring.stats()).buffer_states != (BufferState.AVAILABLE,) * 2:
             pass
     assert (await ring.stats()).submits == 1
+
+
+# -- calls that keep the interpreter's lock --
+
+
+@pytest.fixture
+def as_on_a_gpu(own_device: wgpu.GPUDevice) -> wgpu.GPUDevice:
+    """The software adapter, driven as a GPU is: submits from the loop, by calls that keep the interpreter's lock."""
+    native = connect(own_device)
+    native.submit_blocks = False
+    native._holding = Functions(lib_path, holding=True)
+    return own_device
+
+
+async def test_calls_that_keep_the_interpreters_lock_move_the_same_bytes(as_on_a_gpu: wgpu.GPUDevice) -> None:
+    usage = wgpu.BufferUsage.COPY_DST | wgpu.BufferUsage.COPY_SRC
+    buffer = as_on_a_gpu.create_buffer(size=8 * MiB, usage=usage)
+    usage = wgpu.TextureUsage.COPY_DST | wgpu.TextureUsage.COPY_SRC
+    texture = as_on_a_gpu.create_texture(size=(128, 64, 8), format="rgba8unorm", usage=usage)
+    rng = np.random.default_rng(0)
+    data = rng.integers(0, 256, 8 * MiB, np.uint8)
+    layers = rng.integers(0, 256, (8, 64, 128, 4), np.uint8)
+    async with aiostage.StagingRing(as_on_a_gpu, 3, MiB) as ring:
+        async with anyio.create_task_group() as group:
+            for start in range(0, 7 * MiB, MiB // 2):  # some in threads, some on the loop, all at the same time
+                group.start_soon(ring.write_buffer, buffer, start, data[start : start + MiB // 2])
+            for layer in range(8):
+                destination = {"texture": texture, "origin": (0, 0, layer)}
+                group.start_soon(ring.write_texture, destination, layers[layer])
+        async with ring.batch() as batch:
+            for start in range(7 * MiB, 8 * MiB, 64 * KiB):
+                await batch.write_buffer(buffer, start, data[start : start + 64 * KiB])
+        await batch.fence
+        assert ring.stats_nowait().pending_fences == 0
+    assert read_buffer(buffer).tobytes() == data.tobytes()
+    assert read_texture(texture)[0].reshape(layers.shape).tobytes() == layers.tobytes()
+
+
+async def test_where_a_mapping_tells_that_a_submit_is_done_the_queue_is_not_asked(
+    as_on_a_gpu: wgpu.GPUDevice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = as_on_a_gpu.create_buffer(size=MiB, usage=wgpu.BufferUsage.COPY_DST)
+    asked = []
+    async with aiostage.StagingRing(as_on_a_gpu, 3, MiB) as ring:
+        on_work_done = ring._native.on_work_done
+        monkeypatch.setattr(ring._native, "on_work_done", lambda done: (asked.append(1), on_work_done(done)))
+        for _ in range(10):
+            await (await ring.write_buffer(target, 0, bytes(MiB)))
+        assert not asked
+        await (await ring.submit())  # without a copy no staging buffer goes along
+        assert asked == [1]
+
+
+async def test_a_destroyed_device_and_destination_are_told_of_by_such_calls_too(as_on_a_gpu: wgpu.GPUDevice) -> None:
+    good, bad = (as_on_a_gpu.create_buffer(size=64, usage=wgpu.BufferUsage.COPY_DST) for _ in range(2))
+    async with aiostage.StagingRing(as_on_a_gpu, 3, MiB) as ring:
+        bad.destroy()
+        with pytest.raises(aiostage.InvalidCopy, match="destroyed"):
+            await ring.write_buffer(bad, 0, bytes(64))
+        await (await ring.write_buffer(good, 0, bytes(64)))
+        pending = await ring.write_buffer(good, 0, bytes(64))
+        as_on_a_gpu.destroy()
+        for _ in range(3):
+            with pytest.raises(aiostage.DeviceLost):
+                await ring.write_buffer(good, 0, bytes(64))
+        with anyio.fail_after(30):
+            try:
+                await pending
+            except aiostage.DeviceLost:
+                pass
+
+
+def test_the_lock_is_given_away_where_wgpu_may_log_inside_its_own(
+    as_on_a_gpu: wgpu.GPUDevice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    native, logger = connect(as_on_a_gpu), logging.getLogger("wgpu")
+    level = logger.level
+    assert native._functions is native._holding
+    try:
+        logger.setLevel(logging.INFO)
+        assert native._functions is native._releasing
+    finally:
+        logger.setLevel(level)
+    for name, value, found in (("VK_INSTANCE_LAYERS", "VK_LAYER_KHRONOS_validation", True), ("OTHER", "1", False)):
+        for variable in ("VK_INSTANCE_LAYERS", "VK_LOADER_LAYERS_ENABLE"):
+            monkeypatch.delenv(variable, raising=False)
+        monkeypatch.setenv(name, value)
+        assert native_module._has_layers() is found
+
+
+def test_a_software_adapter_may_wait_in_any_call_and_gives_the_lock_away(own_device: wgpu.GPUDevice) -> None:
+    native = connect(own_device)
+    assert native.submit_blocks is (own_device.adapter.info["adapter_type"] == "CPU")
+    assert (native._functions is native._releasing) is native.submit_blocks
