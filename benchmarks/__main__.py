@@ -8,7 +8,7 @@ import importlib
 
 from . import machine
 
-NAMES = ("fences", "costs", "throughput", "textures", "pools", "views")
+NAMES = ("fences", "costs", "calls", "throughput", "textures", "pools", "views")
 
 
 def main() -> None:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from . import costs, fences, pools, soak, textures, throughput
+from . import calls, costs, fences, pools, soak, textures, throughput
 from .machine import RESULTS
 
 PAGE = RESULTS.parent.parent / "docs" / "performance.md"
@@ -42,6 +42,8 @@ def sections() -> Iterator[str]:
         yield table(fences.HEADER, fences.rows(load(machine, "fences")["figures"]))
         yield f"### Costs (`{machine}-costs.json`)\n"
         yield table(costs.HEADER, costs.rows(load(machine, "costs")["figures"]))
+        yield f"### Calls of a submit (`{machine}-calls.json`)\n"
+        yield table(calls.HEADER, calls.rows(load(machine, "calls")["figures"]))
         for kind in ("throughput", "throughput-uvloop"):
             if (RESULTS / f"{machine}-{kind}.json").exists():
                 yield from rates(machine, kind)
