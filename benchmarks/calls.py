@@ -1,5 +1,7 @@
-"""What the calls of a submit cost the thread that makes them, alone and beside threads that copy: with the interpreter's
-lock given away at each, as through cffi, and kept (`aiostage/cfunctions.py`)."""
+"""What the calls of a submit cost the thread that makes them, alone and beside threads that copy.
+
+With the interpreter's lock given away at each call, as through cffi, and kept (`aiostage/cfunctions.py`).
+"""
 
 from __future__ import annotations
 
