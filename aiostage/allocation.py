@@ -185,8 +185,8 @@ class Allocation:
         if self._views is not None:
             self._views.close(self._ring._strict_views)
         self._closed = True
-        copies, recorded = self._forget_copies()
-        self._ring._committed(self, copies, recorded)
+        self._ring._committed(self, self._copies, self._recorded)
+        self._forget_copies()
 
     def abandon(self) -> None:
         """Give the place up; nothing is copied. Does nothing when the allocation is closed already."""
@@ -232,11 +232,9 @@ class Allocation:
         else:
             self._recorded.append((encoder, copy))
 
-    def _forget_copies(self) -> tuple[list[Copy], list[tuple[Any, Copy]]]:
-        """What was staged. A slot that is still in scope must not keep the pins of ranges that it was copied to."""
-        copies, recorded = self._copies, self._recorded
+    def _forget_copies(self) -> None:
+        """A slot that is still in scope must not keep the pins of ranges that it was copied to."""
         self._copies, self._recorded = [], []
-        return copies, recorded
 
     def _open_views(self) -> Views:
         self._check_open()
