@@ -13,9 +13,9 @@ MiB = 1024 * KiB
 
 
 class MemoryBudget:
-    """A limit, in bytes, on the staging memory of all rings that share it.
+    """A limit, in bytes, on the staging memory of all rings that share it, or on the blocks of pools.
 
-    Rings that are given none share one of 512 MiB per device.
+    Rings that are given none share one of 512 MiB per device; pools that are given none have no limit.
     """
 
     def __init__(self, limit: int = 512 * MiB) -> None:
@@ -27,7 +27,7 @@ class MemoryBudget:
 
     @property
     def used(self) -> int:
-        """Bytes that open rings hold."""
+        """Bytes that open rings, or pools, hold."""
         return self._used
 
     @property
@@ -40,7 +40,7 @@ class MemoryBudget:
         with self._lock:
             if self._used + nbytes > self.limit:
                 raise BudgetExceeded(
-                    f"{nbytes} bytes of staging memory would exceed the budget: {self._used} of {self.limit} in use"
+                    f"{nbytes} bytes more would exceed the memory budget: {self._used} of {self.limit} in use"
                 )
             self._used += nbytes
 

@@ -16,7 +16,7 @@ OpenRing = Callable[..., Awaitable[StagingRing]]
 async def test_over_the_budget_nothing_is_created(gpu: SimulatedGpu) -> None:
     budget = MemoryBudget(limit=4096)
     with pytest.raises(
-        aiostage.BudgetExceeded, match="5120 bytes of staging memory would exceed the budget: 0 of 4096 in use"
+        aiostage.BudgetExceeded, match="5120 bytes more would exceed the memory budget: 0 of 4096 in use"
     ):
         async with StagingRing(gpu, 5, 1024, budget=budget):
             pass
