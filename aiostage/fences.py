@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Generator
 from functools import partial
 from typing import Any, ClassVar
-from weakref import WeakSet, WeakValueDictionary
+from weakref import WeakMethod, WeakSet, WeakValueDictionary, finalize
 
 import anyio
 
@@ -126,7 +126,10 @@ class FenceTracker:
         self._latencies: deque[float] = deque(maxlen=256)
         self._users = 1
         self.native.attach()
-        self._polling = _Poller(self.native, self._expected, self._lost)
+        # Weakly, or the thread would keep a tracker that was never closed, and with it all that its dead loop was told.
+        self._polling = _Poller(self.native, WeakMethod(self._expected), WeakMethod(self._lost))
+        self._end = finalize(self, _end, self._polling, self.native)
+        self._end.atexit = False  # _stop_pollers does it then
 
     @classmethod
     def shared(cls, device: Any) -> FenceTracker:
@@ -241,8 +244,7 @@ class FenceTracker:
     def _stop_if_over(self) -> None:
         if self._users == 0 and not self._pending:
             self._users = -1  # once
-            self._polling.stop()
-            self.native.detach()
+            self._end()
 
     async def __aenter__(self) -> FenceTracker:
         return self
@@ -282,6 +284,11 @@ class FenceTracker:
         self._stop_if_over()
 
 
+def _end(polling: _Poller, native: Native) -> None:
+    polling.stop()
+    native.detach()
+
+
 class _Poller:
     """A thread that polls a device while it owes maps or fences, and sleeps for good otherwise.
 
@@ -293,7 +300,12 @@ class _Poller:
     _SHORTEST, _LONGEST = 0.0001, 0.001  # seconds
     _CHECKS = 0.02  # seconds between two looks whether the device is lost
 
-    def __init__(self, native: Native, expected: Callable[[], tuple[float, float]], lost: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        native: Native,
+        expected: WeakMethod[Callable[[], tuple[float, float]]],
+        lost: WeakMethod[Callable[[], None]],
+    ) -> None:
         self._native = native
         self._expected = expected
         self._lost = lost
@@ -338,7 +350,8 @@ class _Poller:
 
     def _give_up(self) -> bool:
         self._native.poll()  # delivers the maps that will never be
-        self._lost()
+        if (lost := self._lost()) is not None:
+            lost()
         return True
 
     def _park(self, idle: Callable[[], bool]) -> None:
@@ -355,7 +368,8 @@ class _Poller:
             pass  # rung already, and not heard yet
 
     def _pause(self) -> float:
-        age, expected = self._expected()
+        known = self._expected()
+        age, expected = known() if known is not None else (0.0, 0.0)
         longest = min(max(self._LONGEST, age / 25), 2 * self._LONGEST)
         return min(max(min(age, abs(age - expected)) / 4, self._SHORTEST), longest)
 

@@ -195,6 +195,8 @@ class StagingRing:
             raise
         self._workers = Workers(self._port, self._threads, "copy")
         self._submitter = Workers(self._port, 1, "submit")
+        for workers in (self._workers, self._submitter):  # should nobody close it
+            weakref.finalize(self, workers.stop).atexit = False
         try:
             await self._workers.run(self._create_buffers)
         except BaseException:

@@ -8,7 +8,7 @@ import threading
 from collections import deque
 from collections.abc import Awaitable, Callable
 from functools import partial
-from weakref import WeakSet
+from weakref import WeakSet, ref
 
 import anyio
 
@@ -30,7 +30,7 @@ class Workers:
     """Bytes of waiting jobs for each running thread, from which on one more is woken: some 0.2 ms of copying."""
 
     def __init__(self, port: LoopPort, threads: int, name: str) -> None:
-        self._port = port
+        self._port = ref(port)  # weakly, or the threads would keep what a dead loop was told, such as an unclosed ring
         self._count = threads
         self._name = name
         self._lock = threading.Lock()
@@ -97,8 +97,10 @@ class Workers:
                 except BaseException as caught:  # whoever waits for the job gets it
                     error = caught
                 del item, job  # or the thread would keep a caller's data until its next job
-                self._port.post(partial(done, error))
-                del done, error
+                port = self._port()
+                if port is not None:
+                    port.post(partial(done, error))
+                del done, error, port
             if self._stopping:
                 return
 

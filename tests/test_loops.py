@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import sys
+import time
 import types
+import weakref
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -186,3 +189,26 @@ async def test_trio_may_be_half_imported_by_another_thread(gpu: SimulatedGpu, mo
     monkeypatch.setitem(sys.modules, "trio", types.ModuleType("trio"))
     async with StagingRing(gpu, 1, 1024):
         pass
+
+
+def test_a_loop_that_is_closed_with_something_posted_to_it_keeps_no_ring(gpu: SimulatedGpu) -> None:
+    loop = asyncio.new_event_loop()
+
+    async def leave_open() -> weakref.ref[StagingRing]:
+        ring = StagingRing(gpu, 3, 1024)
+        await ring.open()
+        await ring.write_buffer(gpu.buffer(16), 0, bytes(16))
+        return weakref.ref(ring)
+
+    ring = loop.run_until_complete(leave_open())
+    gpu.complete()
+    gpu.poll()  # the loop is told, and ends before it hears
+    loop.close()
+    with pytest.warns(ResourceWarning, match="not closed"):
+        for _ in range(100):  # a thread may be just polling
+            gc.collect()
+            if ring() is None:
+                break
+            time.sleep(0.02)
+        assert ring() is None
+    assert gpu.attached == 0

@@ -47,6 +47,11 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Callable[[aiostage.StagingRing], C
     return count
 
 
+def asked(ring: aiostage.StagingRing, submits: int) -> int:
+    """How often the queue is asked to tell that a submit is done: where submits block; else a mapping tells."""
+    return submits if ring._native.submit_blocks else 0
+
+
 async def test_a_large_upload_costs_one_map_a_buffer_and_copies_each_byte_once(
     open_ring: OpenRing, target: Target, calls: Any
 ) -> None:
@@ -54,7 +59,8 @@ async def test_a_large_upload_costs_one_map_a_buffer_and_copies_each_byte_once(
     counter, data = calls(ring), np.arange(10 * MiB, dtype=np.uint8)
     await (await ring.write_buffer(buffer, 0, data))
     assert counter["unmap"] == counter["map"] == 10
-    assert counter["submit"] == counter["on_work_done"] == ring.stats_nowait().submits <= 10
+    assert counter["submit"] == ring.stats_nowait().submits <= 10
+    assert counter["on_work_done"] == asked(ring, counter["submit"])
     assert counter["create_staging_buffer"] == counter["create_relay"] == 0
     assert ring.stats_nowait().bytes_total == 10 * MiB
     assert read_buffer(buffer).tobytes() == data.tobytes()
@@ -68,7 +74,8 @@ async def test_uploads_of_the_same_turn_share_one_submit_and_one_buffer(
     data = [np.full(KiB, i, np.uint8) for i in range(64)]
     fences = await asyncio.gather(*(ring.write_buffer(buffer, i * KiB, data[i]) for i in range(64)))
     await fences[-1]
-    assert counter == {"submit": 1, "unmap": 1, "map": 1, "on_work_done": 1}
+    assert counter["on_work_done"] == asked(ring, 1)
+    assert counter["submit"] == counter["unmap"] == counter["map"] == 1
     assert read_buffer(buffer).tobytes() == b"".join(data)
 
 
@@ -81,7 +88,8 @@ async def test_a_thousand_small_writes_in_a_batch_are_one_submit(
         for i in range(1000):
             await batch.write_buffer(buffer, 64 * i, np.full(64, i % 251, np.uint8))
     await batch.fence
-    assert counter == {"submit": 1, "unmap": 1, "map": 1, "on_work_done": 1}
+    assert counter["on_work_done"] == asked(ring, 1)
+    assert counter["submit"] == counter["unmap"] == counter["map"] == 1
     assert read_buffer(buffer).tobytes() == b"".join(bytes([i % 251]) * 64 for i in range(1000))
 
 
