@@ -8,6 +8,7 @@ from typing import Any
 
 import anyio
 import pytest
+import wgpu
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from simulated import SimulatedGpu, until
@@ -146,6 +147,23 @@ LARGER_WORK = {
 async def test_larger_buffers_stall_less(name: str) -> None:
     work, options = LARGER_WORK[name]
     assert await follow_to_the_end({LARGER}, rounds(4, work), 3, 1024, **options) == 0
+
+
+async def test_advice_holds_on_a_real_device_too(device: wgpu.GPUDevice, target: Callable[[int], Any]) -> None:
+    size, uploads = 256 * KiB, 16
+    buffer, data = target(size), bytes(size)
+
+    async def stream(ring_count: int, buffer_size: int) -> tuple[StagingStats, tuple[Advice, ...]]:
+        async with StagingRing(device, ring_count, buffer_size) as ring, anyio.create_task_group() as tasks:
+            for _ in range(uploads):
+                tasks.start_soon(ring.write_buffer, buffer, 0, data)
+            await until(lambda: ring.stats_nowait().bytes_total == uploads * size)
+            return await ring.stats(), ring.advise()
+
+    before, [advice] = await stream(3, 32 * KiB)
+    assert advice.kind is LARGER
+    after, _ = await stream(advice.ring_count, advice.buffer_size)
+    assert after.buffer_stalls < before.buffer_stalls
 
 
 async def test_slots_that_stay_open_want_a_ring_that_holds_them_all() -> None:
