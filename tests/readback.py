@@ -16,7 +16,7 @@ from aiostage.copies import mip_extent
 from aiostage.formats import padded_row, texel_block
 
 CREATABLE = [format for format in sorted(wgpu.TextureFormat) if f"TextureFormat.{format}" in enummap]
-"""What this release of wgpu-py can make textures of: every format, but in 0.31 none of the kind of r16unorm, r16snorm."""
+"""What this release of wgpu-py can make textures of: all, but in 0.31 none of r16unorm and its kind."""
 
 
 @contextmanager
