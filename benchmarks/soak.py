@@ -445,19 +445,13 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1, help="of what is uploaded (default: 1)")
     parser.add_argument("--minutes", type=float, default=60, help="stop after so long, whatever was done (default: 60)")
     parser.add_argument("--software", action="store_true", help="the software adapter, also where there is a GPU")
-    parser.add_argument("--uvloop", action="store_true", help="on uvloop in place of asyncio's own loop")
     arguments = parser.parse_args()
-    runner = asyncio.run
-    if arguments.uvloop:
-        import uvloop
-
-        runner = uvloop.run
     device = machine.open_device(arguments.software)
     print(f"soak on {device.adapter.summary}", flush=True)
     uploads, coroutines, seed, minutes = arguments.uploads, arguments.coroutines, arguments.seed, arguments.minutes
-    figures = runner(run(device, uploads, coroutines, seed, minutes))
+    figures = asyncio.run(run(device, uploads, coroutines, seed, minutes))
     all_is_well = report(figures)
-    print(f"\nraw figures: {machine.save('soak-uvloop' if arguments.uvloop else 'soak', device, figures)}")
+    print(f"\nraw figures: {machine.save('soak', device, figures)}")
     sys.exit(not all_is_well)
 
 
