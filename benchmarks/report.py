@@ -58,7 +58,7 @@ def sections() -> Iterator[str]:
 
 def soaks() -> Iterator[str]:
     """One column for each machine that the soak ran on."""
-    names = sorted(path.name.removesuffix(".json") for path in RESULTS.glob("*-soak*.json"))
+    names = sorted(path.name.removesuffix(".json") for path in RESULTS.glob("*-soak.json"))
     columns = [soak.facts(json.loads((RESULTS / f"{name}.json").read_text())) for name in names]
     rows = [(what, *(column[what] for column in columns)) for what in columns[0]]
     yield table(["", *(f"`{name}.json`" for name in names)], rows)

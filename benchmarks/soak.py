@@ -33,7 +33,7 @@ from aiostage import KiB, MiB
 from . import machine
 from .arenas import LONGEST, Arenas, BufferArena, Checker, Expect, Region, TexelRegion, TextureArena
 
-RINGS, RING_SIZE = 3, 1 * MiB
+RING_COUNT, BUFFER_SIZE = 3, 1 * MiB
 _TOLERANCE = 8.0
 """MiB that resident memory may grow by between a tenth and all of the uploads."""
 
@@ -121,7 +121,7 @@ class Soak:
 
     async def slots(self, rng: Random) -> None:
         """A few slots, committed one by one, and submitted together."""
-        sizes = [min(any_size(rng), RING_SIZE // 4) for _ in range(rng.randint(1, 4))]
+        sizes = [min(any_size(rng), BUFFER_SIZE // 4) for _ in range(rng.randint(1, 4))]
         with ending(await self._take(self.buffers, sizes, rng, "slot")) as regions:
             for region in regions:
                 with await self.ring.allocate(region.nbytes) as slot:
@@ -132,7 +132,7 @@ class Soak:
             expect(regions, Expect.DATA)
 
     async def texture_slot(self, rng: Random) -> None:
-        size = min(any_size(rng), RING_SIZE // 16)
+        size = min(any_size(rng), BUFFER_SIZE // 16)
         with ending(await self._take(self.textures, [size], rng, "texture slot")) as (region,):
             with await self.ring.allocate_texture(region.size, region.arena.target.format) as slot:
                 array = slot.array()
@@ -296,7 +296,7 @@ async def run(
     started = time.monotonic()
     end = started + minutes * 60
     samples: list[dict[str, Any]] = []
-    async with aiostage.StagingRing(device, RINGS, RING_SIZE) as ring, asyncio.TaskGroup() as checks:
+    async with aiostage.StagingRing(device, RING_COUNT, BUFFER_SIZE) as ring, asyncio.TaskGroup() as checks:
         buffer_arenas = [BufferArena(checker, arena_bytes // 4) for _ in range(4)]
         formats = ["r32uint", "rg32uint", "rgba32uint"]
         texture_arenas = [TextureArena(checker, format, arena_bytes // 4) for format in formats]
@@ -316,7 +316,7 @@ async def run(
         "asked_for": uploads,
         "coroutines": coroutines,
         "seed": seed,
-        "ring": f"{RINGS} x {RING_SIZE // MiB} MiB",
+        "ring": f"{RING_COUNT} x {BUFFER_SIZE // MiB} MiB",
         "seconds": round(time.monotonic() - started, 1),
         "uploaded_MB": round(soak.nbytes / 1e6),
         "events": dict(soak.events.most_common()),
@@ -338,7 +338,7 @@ async def run(
 async def sample(soak: Soak, checker: Checker, seconds: float) -> dict[str, Any]:
     """Counts at rest: nothing is in flight."""
     await asyncio.sleep(0.1)  # destinations destroyed on the way
-    resting, patience = (aiostage.BufferState.AVAILABLE,) * RINGS, time.monotonic() + 30
+    resting, patience = (aiostage.BufferState.AVAILABLE,) * RING_COUNT, time.monotonic() + 30
     while (stats := await soak.ring.stats()).buffer_states != resting and time.monotonic() < patience:
         await asyncio.sleep(0.001)
     gc.collect()
@@ -445,19 +445,13 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1, help="of what is uploaded (default: 1)")
     parser.add_argument("--minutes", type=float, default=60, help="stop after so long, whatever was done (default: 60)")
     parser.add_argument("--software", action="store_true", help="the software adapter, also where there is a GPU")
-    parser.add_argument("--uvloop", action="store_true", help="on uvloop in place of asyncio's own loop")
     arguments = parser.parse_args()
-    runner = asyncio.run
-    if arguments.uvloop:
-        import uvloop
-
-        runner = uvloop.run
     device = machine.open_device(arguments.software)
     print(f"soak on {device.adapter.summary}", flush=True)
     uploads, coroutines, seed, minutes = arguments.uploads, arguments.coroutines, arguments.seed, arguments.minutes
-    figures = runner(run(device, uploads, coroutines, seed, minutes))
+    figures = asyncio.run(run(device, uploads, coroutines, seed, minutes))
     all_is_well = report(figures)
-    print(f"\nraw figures: {machine.save('soak-uvloop' if arguments.uvloop else 'soak', device, figures)}")
+    print(f"\nraw figures: {machine.save('soak', device, figures)}")
     sys.exit(not all_is_well)
 
 

@@ -36,6 +36,7 @@ def pytest_configure(config: pytest.Config) -> None:
         import uvloop
 
         asyncio.set_event_loop_policy(uvloop.EventLoopPolicy())
+        uvloop.Event = asyncio.Event  # where wgpu-py 0.31 and 0.32 look for it when one of their promises is awaited
     if os.environ.get("PYTHONASYNCIODEBUG"):
         config.option.asyncio_debug = True  # pytest-asyncio's loops go by this
         _stop_loop_clocks_while_others_run()
