@@ -1056,12 +1056,22 @@ class Machine(RuleBasedStateMachine):
         del view
 
     @when(lambda model: model.slots)
-    @rule(pick=PICK, leave_view=st.sampled_from([False, False, True]), turns=TURNS)
-    def abandon(self, pick: int, leave_view: bool, turns: int) -> None:
+    @rule(pick=PICK, leave_view=st.sampled_from([False, False, True]), strike=st.booleans(), turns=TURNS)
+    def abandon(self, pick: int, leave_view: bool, strike: bool, turns: int) -> None:
         slots = self.model.slots
         if not self.model.closing and not self.model.lost:
             self.model.abandon(slots[pick % len(slots)], leave_view)
+        if strike:
+            self.cancel_one_who_was_handed_a_place()
         self.model.run(turns)
+
+    def cancel_one_who_was_handed_a_place(self) -> None:
+        """And who has not run since."""
+        self.model.look()
+        for ask in self.model.line:
+            if ask.granted and not ask.user.cancelling:
+                ask.user.cancel()
+                return
 
     @when(lambda model: model.foreign)
     @rule(turns=TURNS)
@@ -1186,10 +1196,12 @@ class Machine(RuleBasedStateMachine):
         self.begin(pick, "fence", lambda user: wait(), turns)
 
     @when(lambda model: len(model.idle_users()) < 6)
-    @rule(pick=PICK, turns=TURNS)
-    def cancel(self, pick: int, turns: int) -> None:
+    @rule(pick=PICK, handed=st.booleans(), turns=TURNS)
+    def cancel(self, pick: int, handed: bool, turns: int) -> None:
+        if handed:
+            self.cancel_one_who_was_handed_a_place()
         busy = [user for user in self.model.users if user.doing not in (None, "close")]
-        if busy:
+        if busy and not handed:
             busy[pick % len(busy)].cancel()
         self.model.run(turns)
 
