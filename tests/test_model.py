@@ -555,10 +555,8 @@ class Model:
         handle = buffer.handle
         assert handle.map_state == "mapped", "came back while the GPU has it"
         assert self.gpu.completed >= handle.last_use, "came back before the GPU was done"
-        guard = self.guards.get(index)
-        if guard is not None and buffer.trip.submission is not None:
-            assert guard.done(), "came back before the fence that guards it"
-            del self.guards[index]
+        guard = self.guards.pop(index, None)
+        assert guard is None or guard.done(), "came back before the fence that guards it"
         for place in [place for place in self.places if place.buffer == index]:
             given_up = place.state == "failed" or (place.batch is not None and place.batch.exiting)
             assert place.state == "kept" or given_up, f"came back with a place that is {place.state}"
@@ -1124,6 +1122,7 @@ class Machine(RuleBasedStateMachine):
         model = self.model
         given = model.fences[-1][0] if guard and model.fences else None
         model.closed_to_new.update(model.tops)
+        states = model.ring.stats_nowait().buffer_states
         try:
             fence = model.ring.advance(given)
         except anyio.WouldBlock:
@@ -1134,6 +1133,11 @@ class Machine(RuleBasedStateMachine):
             assert given is None or fence is given
             assert model.gpu.submit_blocks or not model.staged, "advance left copies behind"
             model.seen["advanced"] += 1
+            after = model.ring.stats_nowait().buffer_states
+            left = [index for index, state in enumerate(after) if state is FENCED and states[index] is not FENCED]
+            if given is not None and len(left) == 1:
+                model.guards[left[0]] = given
+                model.seen["guarded"] += not given.done()
             model.fences.append((fence, 0))
         model.run(turns)
 
