@@ -340,6 +340,30 @@ async def test_a_submit_during_a_move_waits_for_the_copies_that_are_being_moved(
     slow.abandon()
 
 
+async def test_a_submit_that_is_cancelled_during_a_move_leaves_the_move_to_its_thread(
+    gpu: SimulatedGpu, simulated_ring: OpenRing, always_shared: None
+) -> None:
+    ring, target, gate = await simulated_ring(ring_count=2, threads=1), gpu.buffer(4), threading.Event()
+    slow = await ring.allocate(16)
+    with await ring.allocate(4) as quick:
+        quick.view[:] = b"data"
+        quick.copy_to_buffer(target)
+    ring._workers.start(gate.wait, lambda error: None)  # the only thread has something else to do
+    submitting = start(ring.submit())
+    await asyncio.sleep(0)
+    submitting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await in_time(submitting)
+    with pytest.raises(anyio.WouldBlock):
+        ring.submit_nowait()  # the bytes are not there yet
+    gate.set()
+    fence = await in_time(ring.submit())
+    gpu.complete_all()
+    await fence
+    assert target.bytes.tobytes() == b"data"
+    slow.abandon()
+
+
 async def test_submit_with_no_buffer_free_waits_for_the_open_slot_or_for_a_buffer(
     gpu: SimulatedGpu, simulated_ring: OpenRing, always_shared: None
 ) -> None:
