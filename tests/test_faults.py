@@ -21,13 +21,15 @@ import anyio
 import anyio.lowlevel
 import anyio.to_thread
 import pytest
+import wgpu
 from containers import ktx2
 from misuse_cases import LOOPS
 from simulated import SimulatedBuffer, SimulatedGpu, SimulatedTexture, until
 
 import aiostage
 import aiostage.textures
-from aiostage import BufferState, MemoryBudget, StagingRing, uploads
+from aiostage import BufferState, KiB, MemoryBudget, MiB, StagingRing, uploads
+from aiostage.pools import BufferPool
 
 BUFFER = 1024  # bytes in each of the ring's three staging buffers
 RAW = 5  # what every byte of the scene's own uploads is
@@ -54,6 +56,7 @@ class Stage:
         self.target = gpu.buffer(8 * BUFFER)
         self.texture = gpu.texture("rgba8unorm", (64, 64, 1))
         self.others = {name: gpu.buffer(3 * BUFFER) for name in ("before", "after", "holder")}
+        self.pool: BufferPool | None = None  # in the scene that has one
         self.ready = anyio.Event()  # everything is in place for the scene
         self.over = anyio.Event()
 
@@ -93,6 +96,18 @@ async def cornered(stage: Stage) -> None:
     """The same, and there is no buffer to move them to."""
     await full(stage)
     await crowded(stage)
+
+
+async def fragmented(stage: Stage) -> None:
+    """A range with content lies alone in a pool's block, and would fit in another."""
+    stage.pool = BufferPool(stage.gpu, wgpu.BufferUsage.VERTEX, block_size=8 * MiB)
+    stage.kept, between, stage.moved = (stage.pool.allocate(size) for size in (4 * MiB, 4 * MiB, 64 * KiB))
+    between.release()
+    content(stage.moved)[:] = RAW
+
+
+def content(place: Any) -> Any:
+    return place.buffer.bytes[place.offset : place.offset + place.size]
 
 
 # -- the scenes --
@@ -206,6 +221,12 @@ async def wait_for_level(stage: Stage) -> None:
             pass
 
 
+async def defragment(stage: Stage) -> None:
+    assert stage.pool is not None
+    await stage.pool.defragment(30)
+    assert stage.pool.statistics().blocks == 1
+
+
 class Entry(NamedTuple):
     scene: Scene
     least: int  # suspensions, or the test would have struck nothing
@@ -230,6 +251,7 @@ SCENES = {
     "Fence.wait": Entry(wait_for_fence, 1, full),
     "FenceTracker.wait_all": Entry(wait_all, 1, full),
     "FenceTracker, leaving": Entry(tracker, 1, full),
+    "BufferPool.defragment": Entry(defragment, 2, fragmented),
     "open, aclose": Entry(open_and_close, 4),
     "textures.load": Entry(load_texture, 4),
     "TextureStream.wait_level": Entry(wait_for_level, 4),
@@ -362,6 +384,9 @@ async def play(entry: Entry, strike: Strike, n: int, submit_blocks: bool) -> boo
         assert set(stage.target.bytes.tolist()) <= {0, RAW}
         if not strike.others:
             await assert_whole(stage)
+        if stage.pool is not None:
+            assert strike.others or (content(stage.moved) == RAW).all()
+            stage.pool.__exit__(EOFError)  # as an exception ends it: with its ranges
         await stage.ring.aclose()
     if not strike.others:  # otherwise the holder's slot may keep its memory
         assert all(buffer.destroyed for buffer in gpu.staging[:3])

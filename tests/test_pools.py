@@ -285,6 +285,26 @@ async def test_a_block_comes_free_when_its_ranges_are_moved(gpu: SimulatedGpu, p
     assert (lone.buffer.bytes[lone.offset : lone.offset + lone.size] == 7).all()
 
 
+async def test_a_defragmentation_that_asyncio_cancels_waits_until_its_copies_were_submitted() -> None:
+    gpu = SimulatedGpu(submit_blocks=True)
+    with pool_on(gpu) as pool:
+        lone, _ = scatter(pool)
+        lone.buffer.bytes[lone.offset : lone.offset + lone.size] = 7
+        gpu.may_submit.clear()
+        task = asyncio.ensure_future(pool.defragment(1))
+        await until(lambda: gpu.polls)
+        await anyio.sleep(0.02)
+        task.cancel()
+        await turns()
+        assert not task.done()  # or the places would be somebody else's, and its copies come after his
+        gpu.may_submit.set()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert gpu.submitted == 1
+        gpu.complete_all()
+        assert (lone.buffer.bytes[lone.offset : lone.offset + lone.size] == 7).all()
+
+
 async def test_nothing_moves_before_the_gpu_is_done_with_what_was_submitted(
     gpu: SimulatedGpu, pool: BufferPool, simulated_ring: Callable[..., Any]
 ) -> None:
