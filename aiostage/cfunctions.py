@@ -4,7 +4,8 @@ A call through cffi gives that lock away and takes it back. With threads that co
 and waiting for it costs more than the call: a submit's 20 calls of 1 µs each took 0.8 ms (docs/performance.md).
 
 Keeping it is safe as long as no other thread waits for the interpreter's lock while it has one of wgpu's own. wgpu
-calls back with its own locks given up, with two exceptions: errors, and what it logs. See `Functions`.
+calls back with its own locks given up, as tests/test_native.py shows, with two exceptions: errors, and what it logs.
+See `Functions`.
 """
 
 from __future__ import annotations
@@ -52,7 +53,9 @@ class Functions:
     :param path: of the library, which is loaded already.
     :param holding: whether calls keep the interpreter's lock. Not on a software adapter, where they may wait for a
         submit that works; nor where validation layers, or wgpu's logger at a level below WARNING, make it log inside
-        its locks. Nor for a call that is expected to fail, such as asking whether the device is lost.
+        its locks. Nor for a call that is expected to fail, such as asking whether the device is lost. What is left is
+        an error in another thread's own use of wgpu in the very moment of one in ours, which has them only when a
+        device is lost by itself: these two would wait for each other.
     """
 
     def __init__(self, path: str, holding: bool) -> None:

@@ -255,7 +255,7 @@ class WgpuNative:
 
     @property
     def _functions(self) -> Functions:
-        """The C functions, for as short as nothing else is called."""
+        """The C functions as they may be called now: the level of wgpu's logger can change at any time."""
         holding = self._holding
         return self._releasing if holding is None or _logger.level < logging.WARNING else holding
 

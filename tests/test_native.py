@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import anyio
 import numpy as np
@@ -19,6 +20,7 @@ import aiostage
 from aiostage import BufferState, FenceTracker, KiB, MiB, StagingRing
 from aiostage import native as native_module
 from aiostage.cfunctions import Functions
+from aiostage.copies import BufferCopy
 from aiostage.native import check_version, connect
 
 OpenRing = Callable[..., Awaitable[StagingRing]]
@@ -333,6 +335,58 @@ async def test_a_destroyed_device_and_destination_are_told_of_by_such_calls_too(
                 await pending
             except aiostage.DeviceLost:
                 pass
+
+
+class Source(NamedTuple):
+    """A staging buffer, as copies see it."""
+
+    handle: Any
+
+
+@pytest.mark.parametrize("where", ["a map's callback", "a fence's callback", "the report of an error"])
+def test_no_call_that_keeps_the_lock_waits_for_a_thread_that_wgpu_calls_back(
+    own_device: wgpu.GPUDevice, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    native, target = connect(own_device), own_device.create_buffer(size=256, usage=wgpu.BufferUsage.COPY_DST)
+    sources = [Source(native.create_staging_buffer(256, native.is_host_cached(None))) for _ in range(2)]
+    inside, leave, through = threading.Event(), threading.Event(), threading.Event()
+
+    def stay(*args: Any) -> None:
+        inside.set()
+        leave.wait(60)
+
+    def get_called_back() -> None:
+        if where == "the report of an error":
+            monkeypatch.setattr(native._errors, "handle_error", stay)
+            native._captured(native._releasing.wgpuBufferUnmap, native._pointer(target))  # which is not mapped
+        elif where == "a map's callback":
+            native.unmap(sources[1].handle)
+            native.map(sources[1].handle, stay)
+        else:
+            native.on_work_done(stay)
+        while not inside.is_set():
+            native.poll()
+
+    def call_everything() -> None:
+        native.address(sources[0].handle)
+        native.unmap(sources[0].handle)
+        native.submit([BufferCopy(sources[0], 0, target, 0, 256)], [])
+        native.on_work_done(lambda ok: None)
+        native.map(sources[0].handle, lambda ok: None)
+        through.set()
+
+    native.attach()
+    native_module._ledger.note(target, destroyed=False)  # or it would be found out by a call that fails
+    threads = [threading.Thread(target=get_called_back), threading.Thread(target=call_everything)]
+    threads[0].start()
+    assert inside.wait(30)
+    threads[1].start()
+    reached = through.wait(30)
+    leave.set()
+    for thread in threads:
+        thread.join()
+    assert reached
+    native.detach()
 
 
 def test_the_lock_is_given_away_where_wgpu_may_log_inside_its_own(
