@@ -1150,23 +1150,29 @@ class Machine(RuleBasedStateMachine):
     # -- uploads --
 
     @when(ready)
-    @rule(pick=PICK, size=UPLOADS, to=st.integers(0, 2), inside=st.sampled_from([0, 1, 0]), turns=TURNS)
-    def write_buffer(self, pick: int, size: int, to: int, inside: int, turns: int) -> None:
-        target = self.model.targets[2 if size > 256 else to]
-        box = (pick * 5 % (target.words.shape[1] + 1 - size // 4), 0, size // 4, 1)
-        self.begin_write(pick, target, box, inside, turns)
+    @rule(pick=PICK, size=UPLOADS, to=st.integers(0, 2), inside=st.booleans(), times=st.integers(1, 3), turns=TURNS)
+    def write_buffer(self, pick: int, size: int, to: int, inside: bool, times: int, turns: int) -> None:
+        target, count = self.model.targets[2 if size > 256 else to], size // 4
+        step = count if pick % 2 else 3 * count  # side by side, or apart
+        starts = [(pick * 5 + i * step) % (target.words.shape[1] + 1 - count) for i in range(times)]
+        self.begin_write(pick, target, [(start, 0, count, 1) for start in starts], inside, turns)
 
     @when(ready)
-    @rule(pick=PICK, width=st.integers(1, 8), height=st.integers(1, 4), inside=st.sampled_from([0, 1, 0]), turns=TURNS)
-    def write_texture(self, pick: int, width: int, height: int, inside: int, turns: int) -> None:
+    @rule(pick=PICK, width=st.integers(1, 8), height=st.integers(1, 4), inside=st.booleans(), turns=TURNS)
+    def write_texture(self, pick: int, width: int, height: int, inside: bool, turns: int) -> None:
         box = (pick % (9 - width), pick % (5 - height), width, height)
-        self.begin_write(pick, self.model.targets[3], box, inside, turns)
+        self.begin_write(pick, self.model.targets[3], [box], inside, turns)
 
-    def begin_write(self, pick: int, target: Target, box: Any, inside: int, turns: int) -> None:
+    def begin_write(self, pick: int, target: Target, boxes: list[Any], inside: bool, turns: int) -> None:
         model = self.model
         batches = [batch for batch in model.batches if not batch.leaving]
         batch = batches[pick % len(batches)] if inside and batches else None
-        self.begin(pick, "write", lambda user: model.write(user, model.new_write(target, box), batch), turns, batch)
+
+        async def write_all(user: User) -> None:
+            for box in boxes:
+                await model.write(user, model.new_write(target, box), batch)
+
+        self.begin(pick, "write", write_all, turns, batch)
 
     @when(ready)
     @rule(pick=PICK, is_frame=st.booleans(), turns=TURNS)
