@@ -97,12 +97,15 @@ class Workers:
                 except BaseException as caught:  # whoever waits for the job gets it
                     error = caught
                 del item, job  # or the thread would keep a caller's data until its next job
-                port = self._port()
-                if port is not None:
-                    port.post(partial(done, error))
-                del done, error, port
+                self._post(partial(done, error))
+                del done, error
             if self._stopping:
                 return
+
+    def _post(self, callback: Callable[[], object]) -> None:
+        port = self._port()
+        if port is not None:
+            port.post(callback)
 
     def _next(self) -> tuple[Callable[[], object], Done, int] | None:
         """The next job, or None: then the thread counts as parked."""

@@ -125,7 +125,7 @@ class HeldWorkers(aiostage.workers.Workers):
             done(error)
 
         if done is not None:
-            self._port.post(tell)
+            self._post(tell)
 
 
 class HeldPoller:
