@@ -329,8 +329,9 @@ class _Poller:
         """End the thread."""
         self._stopping = True
         self._ring()
-        if self._thread is not None and self._thread is not threading.current_thread():
-            self._thread.join(timeout=1)
+        thread = self._thread
+        if thread is not None and thread.is_alive() and thread is not threading.current_thread():
+            thread.join(timeout=1)  # not one that could not be started, as when the interpreter is about to end
 
     def _run(self) -> None:
         native, checked = self._native, 0.0

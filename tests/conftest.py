@@ -92,9 +92,11 @@ def nothing_holds_the_loop(request: pytest.FixtureRequest, warmed_up: None) -> I
     handler = _SlowCallbacks()
     logger = logging.getLogger("asyncio")
     logger.addHandler(handler)
-    gc.disable()  # a collection takes as long as the heap of all tests is large
+    gc.disable()  # a collection takes as long as the heap of all tests is large,
+    gc.freeze()  # and so would those that a test makes itself
     yield
     gc.enable()
+    gc.unfreeze()
     if gc.get_count()[0] > 100_000:
         gc.collect()
     logger.removeHandler(handler)

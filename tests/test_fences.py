@@ -351,3 +351,17 @@ async def test_a_fence_that_completes_in_the_turn_of_its_timeout_is_no_timeout(
     await waits[0]
     with pytest.raises(aiostage.DeviceLost):
         await waits[1]
+
+
+async def test_a_poll_thread_that_could_not_be_started_can_be_ended(
+    gpu: SimulatedGpu, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread at interpreter shutdown")
+
+    tracker = FenceTracker(gpu)
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="can't start new thread"):
+        patch.setattr(threading.Thread, "start", refuse)
+        tracker.insert()
+    tracker._polling.stop()  # as at exit
+    tracker.close()

@@ -19,7 +19,7 @@ Outcomes = dict[str, "Future[subprocess.CompletedProcess[str]]"]
 def run_case(name: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-X", "faulthandler", misuse_cases.__file__, name]
     paths = [str(Path(misuse_cases.__file__).parents[1]), *sys.path]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "PYTHONWARNINGS": ""}  # for cases provoke some
     return subprocess.run(command, capture_output=True, text=True, timeout=90, env=environment, check=False)
 
 
