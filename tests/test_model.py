@@ -58,7 +58,7 @@ MUST_HAPPEN = {
 }
 """What users did and how it ended: a test whose steps no longer reach these would prove nothing."""
 CLOCK = SimpleNamespace(perf_counter=time.perf_counter)
-"""What the library takes for the `time` module. Threads of earlier tests that still poll ask it before a machine has."""
+"""What the library takes for the `time` module. Threads of earlier tests may ask it before a machine sets it."""
 SCRIBBLE = 0xFFFFFFFF
 """What callers overwrite their data with as soon as they have it back."""
 
