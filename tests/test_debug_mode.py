@@ -32,5 +32,5 @@ def test_a_test_that_holds_its_loop_fails_in_debug_mode(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "pytest", "-c", TESTS.parent / "pyproject.toml", f"--rootdir={tmp_path}", tmp_path]
     environment = os.environ | {"PYTHONASYNCIODEBUG": "1", "PYTHONPATH": str(TESTS), "AIOSTAGE_TEST_LOOP": "asyncio"}
     run = subprocess.run(command, capture_output=True, text=True, timeout=90, env=environment, check=False)
-    assert re.search(r"^ERROR .*::test_that_holds_the_loop$", run.stdout, re.MULTILINE), run.stdout + run.stderr
+    assert re.search(r"^ERROR .*::test_that_holds_the_loop\b", run.stdout, re.MULTILINE), run.stdout + run.stderr
     assert "3 passed, 1 error" in run.stdout
