@@ -152,7 +152,7 @@ class StagingRing:
         self._cursor = 0  # index where the next buffer is looked for, and the current one while it has room
         self._slots = Lane()  # what allocate gives out
         self._uploads = Lane()  # write_buffer and write_texture
-        self._lanes = {self._slots, self._uploads}  # and one of each batch and frame
+        self._lanes = dict.fromkeys((self._slots, self._uploads))  # and one of each batch and frame, oldest first
         self._waiters: OrderedDict[_Waiter, None] = OrderedDict()
         self._frames: set[uploads.Frame] = set()  # open, or with a fence that is pending
         self._failures: deque[tuple[Any, InvalidCopy]] = deque(maxlen=64)  # of slots: (task, why)
@@ -908,7 +908,7 @@ class StagingRing:
 
     def _retire(self, lane: Lane) -> None:
         lane.ended = True
-        self._lanes.discard(lane)
+        self._lanes.pop(lane, None)
         for waiter in [waiter for waiter in self._waiters if waiter.lane is lane]:  # somebody's who outlives it
             del self._waiters[waiter]
             waiter.event.set()

@@ -109,7 +109,7 @@ class Batch:
         if self._fence is not None or self._open:
             raise AllocationClosed("a batch or frame is entered once")
         self._ring._check()
-        self._ring._lanes.add(self._lane)
+        self._ring._lanes[self._lane] = None
         self._open = True
 
     async def _leave(self, abandon: bool, command_buffers: Callable[[], list[Any]]) -> None:

@@ -432,7 +432,7 @@ async def assert_whole(stage: Stage) -> None:
     target = SimulatedBuffer(stage.gpu, 6 * BUFFER, stage.target.usage)
     await (await ring.write_buffer(target, 0, bytes([7]) * 6 * BUFFER))
     assert set(target.bytes.tolist()) == {7}
-    assert not ring._lanes - {ring._slots, ring._uploads}
+    assert not ring._lanes.keys() - {ring._slots, ring._uploads}
 
 
 async def assert_idle(ring: StagingRing) -> None:
