@@ -154,6 +154,7 @@ class StagingRing:
         self._uploads = Lane()  # write_buffer and write_texture
         self._lanes = dict.fromkeys((self._slots, self._uploads))  # and one of each batch and frame, oldest first
         self._waiters: OrderedDict[_Waiter, None] = OrderedDict()
+        self._blocked: dict[partial[list[StagingBuffer] | None], None] = {}  # submits that wait for an open slot
         self._frames: set[uploads.Frame] = set()  # open, or with a fence that is pending
         self._failures: deque[tuple[Any, InvalidCopy]] = deque(maxlen=64)  # of slots: (task, why)
         self._change: anyio.Event | None = None
@@ -540,17 +541,15 @@ class StagingRing:
         buffer.open[offset] = Hold(task and weakref.ref(task), name, size, time.perf_counter())
         return Allocation(self, buffer, offset, size)
 
-    async def _reserve(self, lane: Lane, size: int, alignment: int) -> tuple[StagingBuffer, int]:
-        """A place that the library itself fills; `_filled` ends it."""
-        self._check_lane(lane)  # an upload of many pieces comes here again and again
+    def _reserve_now(self, lane: Lane, size: int, alignment: int) -> tuple[StagingBuffer, int] | None:
+        """A place that the library itself fills, like one that it waited for; `_filled` ends it."""
         place = self._find_now(lane, size, alignment)
-        if place is None:
-            return await self._wait(lane, size, alignment)
-        place[0].copying += 1
+        if place is not None:
+            place[0].copying += 1
         return place
 
     def _filled(self, buffer: StagingBuffer, size: int, copy: Copy | None) -> None:
-        """A place from `_reserve` is written: its copy is staged, or with None it is given up."""
+        """A place of the library's own is written: its copy is staged, or with None it is given up."""
         buffer.copying -= 1
         lane = buffer.lane
         assert lane is not None
@@ -577,7 +576,9 @@ class StagingRing:
         self._grant()
         try:
             await self._suspend(waiter)
-            self._check_lane(lane)
+            self._check()
+            if lane.ended:
+                raise AllocationClosed("the batch or frame has ended")
         except BaseException:
             self._waiters.pop(waiter, None)
             if waiter.place is not None:  # handed over while the cancellation or the end was on its way
@@ -593,11 +594,6 @@ class StagingRing:
                 event("resumed", size=size, waited=waited, granted=waiter.place is not None)
         assert waiter.place is not None
         return waiter.place
-
-    def _check_lane(self, lane: Lane) -> None:
-        self._check()
-        if lane.ended:
-            raise AllocationClosed("the batch or frame has ended")
 
     async def _suspend(self, waiter: _Waiter) -> None:
         while True:
@@ -847,24 +843,35 @@ class StagingRing:
         :returns: what may depart. A copy that was staged meanwhile, and that one in there would overtake, was waited
             for as well.
         """
-        wanted = set(lane.copies)
-        while True:
-            self._check()
-            ready = lane.may_go({buffer for buffer in lane.buffers if buffer.is_held})
-            left = {copy.source for copy in wanted.intersection(lane.copies)}.difference(ready)
-            if not left:
-                return ready
-            blocked = [buffer for buffer in lane.buffers if buffer.is_held and buffer in left] or lane.blocked()
-            for buffer in blocked:
-                buffer.closed = True  # or the wait might never end
-            # A waiter's place that was handed over becomes an open allocation in this turn.
-            fresh = self._next_available(lane) if blocked[0].open and not blocked[0].copying else None
-            if fresh is not None:
-                self._evacuate(lane, blocked[0], fresh)
-            with anyio.move_on_after(self._patience) as scope:
-                await self._changed()
-            if scope.cancelled_caught:
-                self._explain()
+        attempt = partial(self._make_way, lane, set(lane.copies))
+        self._blocked[attempt] = None
+        try:
+            while True:
+                self._check()
+                ready = attempt()
+                if ready is not None:
+                    return ready
+                with anyio.move_on_after(self._patience) as scope:
+                    await self._changed()
+                if scope.cancelled_caught:
+                    self._explain()
+        finally:
+            self._blocked.pop(attempt, None)
+
+    def _make_way(self, lane: Lane, wanted: set[Copy]) -> list[StagingBuffer] | None:
+        """What may depart, if all of `wanted` may. If not, see to it that it soon will, and return None."""
+        ready = lane.may_go({buffer for buffer in lane.buffers if buffer.is_held})
+        left = {copy.source for copy in wanted.intersection(lane.copies)}.difference(ready)
+        if not left:
+            return ready
+        blocked = [buffer for buffer in lane.buffers if buffer.is_held and buffer in left] or lane.blocked()
+        for buffer in blocked:
+            buffer.closed = True  # or the wait might never end
+        # A waiter's place that was handed over becomes an open allocation in this turn.
+        fresh = self._next_available(lane) if blocked[0].open and not blocked[0].copying else None
+        if fresh is not None:
+            self._evacuate(lane, blocked[0], fresh)
+        return None
 
     def _evacuate(self, lane: Lane, held: StagingBuffer, fresh: StagingBuffer) -> None:
         """Have the copies moved out of a buffer that somebody else holds open. Nobody's cancellation ends that."""
@@ -957,6 +964,8 @@ class StagingRing:
         self._free += 1
         if self._logs:
             event("available", buffer=buffer.index)
+        for make_way in self._blocked:  # before waiters, or a stream of those could hold a submit up for ever
+            make_way()
         self._grant()
         self._notify()
 
@@ -1026,6 +1035,7 @@ class StagingRing:
         while self._waiters:
             waiter, _ = self._waiters.popitem(last=False)
             waiter.event.set()
+        self._blocked.clear()
         if isinstance(error, DeviceLost):
             for buffer in self._buffers:
                 buffer.trip.fail(error)

@@ -202,9 +202,8 @@ async def write(ring: StagingRing, lane: Lane, pieces: Iterator[Piece]) -> _Fill
         for piece in pieces:
             count += 1
             nbytes += piece.nbytes
-            if not filling.fill_now(piece, lane):
-                buffer, offset = await ring._reserve(lane, piece.nbytes, _ALIGNMENT)
-                filling.start(piece, buffer, offset)
+            place = ring._reserve_now(lane, piece.nbytes, _ALIGNMENT)
+            filling.start(piece, *(place or await ring._wait(lane, piece.nbytes, _ALIGNMENT)))
     finally:
         await filling.finish()
     if filling.error is not None:
@@ -225,39 +224,21 @@ class _Filling:
         self.error: BaseException | None = None
         self.fence: Fence | None = None  # of the last submit
 
-    def fill_now(self, piece: Piece, lane: Lane) -> bool:
-        """Fill and stage a small piece if there is a place for it and nobody has to hear of its submit."""
-        if piece.nbytes > self._ring._inline_size or lane is self._ring._uploads:
-            return False
-        place = self._ring._find_now(lane, piece.nbytes, _ALIGNMENT)
-        if place is None:
-            return False
-        buffer, offset = place
-        assert buffer.memory is not None
-        buffer.copying += 1
-        copy = None
-        try:
-            piece.fill(buffer.memory[offset : offset + piece.nbytes])
-            copy = piece.copy(buffer, offset)
-        finally:
-            self._ring._filled(buffer, piece.nbytes, copy)
-        return True
-
     def start(self, piece: Piece, buffer: StagingBuffer, offset: int) -> None:
         """Fill a place and stage its copy, now or in a worker thread."""
         assert buffer.memory is not None
-        job = partial(piece.fill, buffer.memory[offset : offset + piece.nbytes])
-        done = partial(self._done, piece, buffer, offset)
+        memory = buffer.memory[offset : offset + piece.nbytes]
         self._pending += 1
         if piece.nbytes > self._ring._inline_size:
-            self._ring._workers.start(job, done, piece.nbytes)
+            done = partial(self._done, piece, buffer, offset)
+            self._ring._workers.start(partial(piece.fill, memory), done, piece.nbytes)
             return
         try:
-            job()
+            piece.fill(memory)
         except BaseException as error:
-            done(error)
+            self._done(piece, buffer, offset, error)
             raise
-        done(None)
+        self._done(piece, buffer, offset, None)
 
     async def finish(self) -> None:
         """Wait until nothing is pending, also when cancelled: threads read the caller's data and write into a shared

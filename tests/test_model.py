@@ -151,6 +151,7 @@ class Batch:
         self.handle = handle
         self.is_frame = is_frame
         self.leaving = self.exiting = False  # somebody has been told to, or does
+        self.abandoned = False
         self.done = False  # as far as pacing goes
         self.writes: list[Write] = []  # those that returned
 
@@ -288,6 +289,7 @@ class Model:
         self.bare: Counter[int] = Counter()  # slots committed without a copy, by buffer
         self.tops: dict[int, int] = {}  # first byte behind the last slot, by buffer
         self.closed_to_new: set[int] = set()  # buffers in which there may be no room behind it
+        self.submitting = 0  # users who wait in a submit, which closes what it finds blocked
         self.foreign: dict[Any, Any] = {}  # views of abandoned slots that are alive
         self.stale: list[np.ndarray] = []
         self.working: list[Place | None] = []  # what the running jobs fill
@@ -387,7 +389,12 @@ class Model:
             self.bytes_total += ask.size
         else:
             self.uncertain.append(ask.size)
-        self.closed_to_new.update(self.tops)
+        self.may_close()
+
+    def may_close(self) -> None:
+        """What is done now may close any buffer that is in use, or leave a gap in it."""
+        states = self.ring.stats_nowait().buffer_states
+        self.closed_to_new.update(index for index, state in enumerate(states) if state is IN_USE)
 
     def _leave_line(self, ask: Ask) -> None:
         self.line.remove(ask)
@@ -438,7 +445,8 @@ class Model:
             self.bytes_total += allocation.size
         place = Place(allocation.size, allocation.buffer.index, allocation.offset, "open")
         self.add_place(place)
-        self.tops[place.buffer] = place.offset + place.size
+        # Whoever was handed the first place may be the last to run.
+        self.tops[place.buffer] = max(self.tops.get(place.buffer, 0), place.offset + place.size)
         self.slots.append(Slot(allocation, place, user, texels))
 
     # -- what threads and the GPU do --
@@ -511,6 +519,8 @@ class Model:
             index = self.gpu.staging.index(source)
             place = next((p for p in self.places if p.buffer == index and 0 <= offset - p.offset < p.size), None)
             assert place is not None, "submitted a copy out of a place that was given up"
+            is_left = place.batch is not None and place.batch.abandoned
+            assert self.gpu.submit_blocks or not is_left, "a batch was submitted after it was abandoned"
             nbytes = min(nbytes, place.offset + place.size - offset)
         memory = source.bytes if relay is None else np.frombuffer(relay, np.uint8)
         word = int(memory[offset : offset + 4].view(np.uint32)[0])
@@ -617,7 +627,7 @@ class Model:
         before = list(self.staged)
         if look is not None:
             look.after = before
-        self.closed_to_new.update(self.tops)
+        self.submitting += 1
         try:
             fence = await self.ring.submit(command_buffers)
         except aiostage.InvalidCopy:
@@ -627,6 +637,9 @@ class Model:
         else:
             assert not user.failures or self.gpu.submit_blocks, "a refused copy was not reported"
             self.fences.append((fence, self.gpu.submitted if not self.gpu.submit_blocks else 0))
+        finally:
+            self.submitting -= 1
+            self.may_close()
         assert all(write.is_settled for write in before), "a submit left copies behind"
 
     async def enter(self, batch: Batch) -> None:
@@ -645,6 +658,7 @@ class Model:
 
     async def leave(self, batch: Batch, abandon: bool) -> None:
         batch.leaving = batch.exiting = True
+        batch.abandoned = abandon
         if not abandon and batch.is_frame:
             batch.handle.encoder.run(Look(self, list(batch.writes)))
         try:
@@ -844,6 +858,10 @@ class Model:
         if not stats.waiters:
             return
         assert AVAILABLE not in states, "somebody waits while a buffer is free"
+        if self.submitting:
+            self.may_close()
+        if any(ask.granted for ask in self.line):
+            return  # their places count already, and the model learns where when they run
         first = next(ask for ask in self.line if not ask.granted)
         if first.user.doing in ("allocate", "stream"):
             for index, top in self.tops.items():
@@ -1122,7 +1140,7 @@ class Machine(RuleBasedStateMachine):
     def advance(self, guard: bool, turns: int) -> None:
         model = self.model
         given = model.fences[-1][0] if guard and model.fences else None
-        model.closed_to_new.update(model.tops)
+        model.may_close()
         states = model.ring.stats_nowait().buffer_states
         try:
             fence = model.ring.advance(given)

@@ -388,6 +388,43 @@ async def test_submit_with_no_buffer_free_waits_for_the_open_slot_or_for_a_buffe
     await in_time(ring.submit())
 
 
+async def test_a_submit_that_needs_a_free_buffer_gets_one_though_others_always_wait_for_them(
+    gpu: SimulatedGpu, simulated_ring: OpenRing, always_shared: None
+) -> None:
+    ring, target = await simulated_ring(ring_count=2), gpu.buffer(1024)
+    slow = await ring.allocate(16)
+    with await ring.allocate(8) as quick:
+        quick.view[:] = b"fast way"
+        quick.copy_to_buffer(target)
+    scratch, filled = gpu.buffer(1024), 0
+
+    async def stream() -> None:
+        nonlocal filled
+        while True:
+            await ring.write_buffer(scratch, 0, bytes(1024))
+            filled += 1
+
+    await in_time(ring.write_buffer(scratch, 0, bytes(1024)))  # the other buffer
+    streams = [start(stream()) for _ in range(3)]
+    await waiting(ring, 3)
+    submitting = start(ring.submit())
+    await turns()
+    assert not submitting.done()
+    gpu.complete()
+    fence = await in_time(submitting)
+    assert filled == 0
+    while filled < 3:  # and then those
+        gpu.complete_all()
+        await turns()
+    assert fence.done()
+    assert target.bytes[:8].tobytes() == b"fast way"
+    for task in streams:
+        task.cancel()
+    await asyncio.wait(streams)
+    gpu.complete_all()
+    slow.abandon()
+
+
 async def test_submit_does_not_wait_for_slots_that_were_opened_after_it(
     gpu: SimulatedGpu, simulated_ring: OpenRing, always_shared: None
 ) -> None:
