@@ -343,9 +343,7 @@ class StagingRing:
         if buffer.is_held or self._slots.blocked():
             raise anyio.WouldBlock
         earlier = [other for other in self._slots.buffers if other.copies and other is not buffer]
-        if earlier:
-            self._depart(self._slots, earlier)
-        submission = self._depart(self._slots, [buffer], (), guard=fence)
+        submission = self._depart(self._slots, [*earlier, buffer], guard=fence)  # one submit: in the order of staging
         if submission.error is not None:
             raise submission.error
         return fence or submission.fence
@@ -749,7 +747,7 @@ class StagingRing:
         command_buffers: Sequence[Any] = (),
         guard: Fence | None = None,
     ) -> Submission:
-        """Seal `buffers` and submit their copies, then `command_buffers`."""
+        """Seal `buffers` and submit their copies, then `command_buffers`. `guard` keeps the last of `buffers`."""
         self._native.claim_command_buffers(command_buffers)
         submission = Submission(buffers, lane.take(buffers), command_buffers, Fence(self._tracker))
         cramped = len(buffers) > 1 or bool(self._waiters)
@@ -783,8 +781,8 @@ class StagingRing:
             indices = [buffer.index for buffer in submission.buffers]
             event("submitted", fence=submission.fence.value, buffers=indices, copies=len(submission.copies))
         for buffer in submission.buffers:
-            fence = submission.fence
-            native.map(buffer.handle, partial(self._remapped, buffer, fence, guard, buffer in telling))
+            fence, until = submission.fence, guard if buffer is submission.buffers[-1] else None
+            native.map(buffer.handle, partial(self._remapped, buffer, fence, until, buffer in telling))
         self._tracker.wake()
 
     def _submit(self, submission: Submission) -> set[Any]:

@@ -118,7 +118,7 @@ class HeldWorkers(aiostage.workers.Workers):
         except BaseException as caught:
             error = caught
         finally:
-            self.watcher.job_ends(what)
+            self.watcher.job_ends()
 
         def tell() -> None:
             self.watcher.job_heard(what, error)

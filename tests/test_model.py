@@ -458,13 +458,13 @@ class Model:
     def job_begins(self, what: Any) -> None:
         self.working.append(what if isinstance(what, Place) else None)
 
-    def job_ends(self, what: Any) -> None:
+    def job_ends(self) -> None:
         self.working.pop()
-        if isinstance(what, tuple):
-            self.moving.subtract(what)
 
     def job_heard(self, what: Any, error: BaseException | None) -> None:
         """The loop hears of it now."""
+        if isinstance(what, tuple):
+            self.moving.subtract(what)
         if error is not None and what in self.places:
             self.places.remove(what)
 
@@ -1303,6 +1303,10 @@ def stepped(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("copy_bytes", "_fill_rows"):
         fill = getattr(aiostage.uploads, name)
         monkeypatch.setattr(aiostage.uploads, name, partial(_watched, fill))
+    # Hypothesis would draw some values from the constants in the sources of all modules that are loaded. A seed is to
+    # give the same steps alone and in the whole suite, today and after the next change.
+    provider = "hypothesis.internal.conjecture.providers.HypothesisProvider"
+    monkeypatch.setattr(f"{provider}._maybe_draw_constant", lambda *_, **__: None, raising=False)
     logging.getLogger("aiostage").setLevel(logging.CRITICAL)
     yield
     logging.getLogger("aiostage").setLevel(logging.NOTSET)
@@ -1322,7 +1326,7 @@ def test_a_ring_does_what_the_model_says_whatever_happens_in_whatever_order(seed
         phases=[Phase.generate, Phase.shrink],
         suppress_health_check=list(HealthCheck),
     )
-    Machine.seen.clear()
     hypothesis.seed(seed)(Machine)
     run_machine(Machine, settings=settings)
-    assert not MUST_HAPPEN.difference(word for what in Machine.seen for word in what.split())
+    if Machine.seen["runs"] > 5 * RUNS_PER_SEED:  # of all seeds until now; one alone need not reach all of it
+        assert not MUST_HAPPEN.difference(word for what in Machine.seen for word in what.split())

@@ -434,6 +434,38 @@ async def test_advance_does_not_let_a_later_copy_overtake_an_earlier_one_to_the_
     assert target.bytes[:4].tobytes() == b"new."
 
 
+async def test_advance_submits_in_the_order_in_which_slots_were_committed(
+    gpu: SimulatedGpu, simulated_ring: OpenRing, always_shared: None
+) -> None:
+    ring, target = await simulated_ring(), gpu.buffer(1024)
+    first, second = await ring.allocate(4), await ring.allocate(1024)
+    assert (first.buffer.index, second.buffer.index) == (0, 1)
+    put(second, target, 0, b"old.")
+    put(first, target, 0, b"new.")
+    ring.advance()
+    await until(lambda: gpu.in_flight)
+    gpu.complete_all()
+    assert target.bytes[:4].tobytes() == b"new."
+
+
+async def test_advance_with_a_fence_keeps_no_other_buffer_than_the_current_one(
+    gpu: SimulatedGpu, simulated_ring: OpenRing, always_shared: None
+) -> None:
+    other = SimulatedGpu()
+    ring, target = await simulated_ring(ring_count=2), gpu.buffer(1024)
+    async with aiostage.FenceTracker(other) as tracker:
+        other.submit([], [])
+        guard = tracker.insert()
+        for size in (4, 1024):
+            put(await ring.allocate(size), target, 0, b"data")
+        ring.advance(guard)
+        await until(lambda: gpu.in_flight)
+        gpu.complete_all()
+        await until(lambda: ring.stats_nowait().buffer_states == (AVAILABLE, FENCED))
+        other.complete()
+        await until(lambda: ring.stats_nowait().buffer_states == (AVAILABLE, AVAILABLE))
+
+
 # -- a caller's own encoder --
 
 
