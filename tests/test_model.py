@@ -18,6 +18,7 @@ the shortest list of steps that fails.
 from __future__ import annotations
 
 import asyncio
+import inspect
 import itertools
 import logging
 import os
@@ -215,6 +216,8 @@ class User:
                 self.model.seen[self.doing] += 1
             except asyncio.CancelledError:
                 self.inbox.result().close()  # it may not have begun
+                if self.doing == "leave" and not self.batch.exiting:
+                    self.batch.leaving = False
                 assert self.cancelling, f"{self.doing} was cancelled by nobody"
                 self.model.seen["cancelled " + self.doing] += 1
             except AssertionError as error:
@@ -939,6 +942,8 @@ class Model:
         self.ring._buffers = []
         for user in self.users:
             user.task._log_destroy_pending = False
+            if user.inbox.done() and inspect.getcoroutinestate(user.inbox.result()) == inspect.CORO_CREATED:
+                user.inbox.result().close()
 
 
 PICK = st.integers(0, 15)
