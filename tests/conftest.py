@@ -10,6 +10,7 @@ import asyncio
 import gc
 import logging
 import os
+import signal
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -32,6 +33,8 @@ def _find_adapter() -> wgpu.GPUAdapter:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in what a script starts with "&": tests press Ctrl-C
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if os.environ.get("AIOSTAGE_TEST_LOOP") == "uvloop":
         import uvloop
 
