@@ -841,20 +841,18 @@ class StagingRing:
         :returns: what may depart. A copy that was staged meanwhile, and that one in there would overtake, was waited
             for as well.
         """
-        attempt = partial(self._make_way, lane, set(lane.copies))
-        self._blocked[attempt] = None
+        make_way = partial(self._make_way, lane, set(lane.copies))
         try:
-            while True:
-                self._check()
-                ready = attempt()
-                if ready is not None:
-                    return ready
+            while (ready := make_way()) is None:
+                self._blocked[make_way] = None
                 with anyio.move_on_after(self._patience) as scope:
                     await self._changed()
                 if scope.cancelled_caught:
                     self._explain()
+                self._check()
         finally:
-            self._blocked.pop(attempt, None)
+            self._blocked.pop(make_way, None)
+        return ready
 
     def _make_way(self, lane: Lane, wanted: set[Copy]) -> list[StagingBuffer] | None:
         """What may depart, if all of `wanted` may. If not, see to it that it soon will, and return None."""

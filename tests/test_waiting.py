@@ -36,6 +36,16 @@ async def fill(ring: StagingRing, target: Any) -> None:
     await ring.submit()
 
 
+async def beside_an_open_slot(ring: StagingRing, target: Any, data: bytes) -> aiostage.Allocation:
+    """Commit a copy of `data` beside a slot that is still open; returns that."""
+    slow = await ring.allocate(16)
+    with await ring.allocate(len(data)) as quick:
+        assert quick.buffer is slow.buffer
+        quick.view[:] = data
+        quick.copy_to_buffer(target)
+    return slow
+
+
 async def waiting(ring: StagingRing, n: int) -> None:
     await until(lambda: ring.stats_nowait().waiters == n)
 
@@ -288,12 +298,7 @@ async def test_submit_moves_copies_that_share_a_buffer_with_an_open_slot(
     gpu: SimulatedGpu, simulated_ring: OpenRing, always_shared: None
 ) -> None:
     ring, target, seen = await simulated_ring(ring_count=2), gpu.buffer(8), []
-    slow = await ring.allocate(16)
-    quick = await ring.allocate(8)
-    assert quick.buffer is slow.buffer
-    with quick:
-        quick.view[:] = b"fast way"
-        quick.copy_to_buffer(target)
+    slow = await beside_an_open_slot(ring, target, b"fast way")
     with pytest.raises(anyio.WouldBlock):
         ring.submit_nowait()
     fence = await in_time(ring.submit([gpu.command_buffer(lambda: seen.append(target.bytes.tobytes()))]))
@@ -324,10 +329,7 @@ async def test_a_submit_during_a_move_waits_for_the_copies_that_are_being_moved(
     gpu: SimulatedGpu, simulated_ring: OpenRing, always_shared: None
 ) -> None:
     ring, target, seen = await simulated_ring(ring_count=3), gpu.buffer(4), []
-    slow = await ring.allocate(16)
-    with await ring.allocate(4) as quick:
-        quick.view[:] = b"mine"
-        quick.copy_to_buffer(target)
+    slow = await beside_an_open_slot(ring, target, b"mine")
     others = start(ring.submit())
     await asyncio.sleep(0)  # it has begun to move the copy
     with pytest.raises(anyio.WouldBlock):
@@ -344,10 +346,7 @@ async def test_a_submit_that_is_cancelled_during_a_move_leaves_the_move_to_its_t
     gpu: SimulatedGpu, simulated_ring: OpenRing, always_shared: None
 ) -> None:
     ring, target, gate = await simulated_ring(ring_count=2, threads=1), gpu.buffer(4), threading.Event()
-    slow = await ring.allocate(16)
-    with await ring.allocate(4) as quick:
-        quick.view[:] = b"data"
-        quick.copy_to_buffer(target)
+    slow = await beside_an_open_slot(ring, target, b"data")
     ring._workers.start(gate.wait, lambda error: None)  # the only thread has something else to do
     submitting = start(ring.submit())
     await asyncio.sleep(0)
@@ -369,10 +368,7 @@ async def test_submit_with_no_buffer_free_waits_for_the_open_slot_or_for_a_buffe
 ) -> None:
     ring, target = await simulated_ring(ring_count=2), gpu.buffer(1024)
     await fill(ring, target)
-    slow = await ring.allocate(16)
-    with await ring.allocate(8) as quick:
-        quick.view[:] = b"fast way"
-        quick.copy_to_buffer(target)
+    slow = await beside_an_open_slot(ring, target, b"fast way")
     submitting = start(ring.submit())
     await turns()
     assert not submitting.done()
@@ -392,10 +388,7 @@ async def test_a_submit_that_needs_a_free_buffer_gets_one_though_others_always_w
     gpu: SimulatedGpu, simulated_ring: OpenRing, always_shared: None
 ) -> None:
     ring, target = await simulated_ring(ring_count=2), gpu.buffer(1024)
-    slow = await ring.allocate(16)
-    with await ring.allocate(8) as quick:
-        quick.view[:] = b"fast way"
-        quick.copy_to_buffer(target)
+    slow = await beside_an_open_slot(ring, target, b"fast way")
     scratch, filled = gpu.buffer(1024), 0
 
     async def stream() -> None:
