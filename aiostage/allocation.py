@@ -52,21 +52,20 @@ class Allocation:
 
     __slots__ = (
         "__weakref__",
+        "_buffer",
         "_closed",
         "_copies",
         "_recorded",
         "_ring",
         "_texels",
         "_views",
-        "buffer",
         "offset",
         "size",
     )
 
     def __init__(self, ring: StagingRing, buffer: StagingBuffer, offset: int, size: int) -> None:
         self._ring = ring
-        self.buffer = buffer
-        """The `StagingBuffer` that it lies in; `buffer.handle` is wgpu's GPUBuffer."""
+        self._buffer = buffer
         self.offset = offset
         """Where it starts in the buffer, in bytes."""
         self.size = size
@@ -76,6 +75,16 @@ class Allocation:
         self._recorded: list[tuple[Any, Copy]] = []  # (caller's encoder, copy)
         self._views: Views | None = None
         self._texels: TexelLayout | None = None
+
+    @property
+    def buffer(self) -> StagingBuffer:
+        """The staging buffer that it lies in; `buffer.handle` is wgpu's GPUBuffer.
+
+        Whoever commits without a copy may copy out of the handle by a command buffer of his own, which he gives to the
+        next `StagingRing.submit`: until then the buffer stays as it is.
+        """
+        self._buffer.lent = True
+        return self._buffer
 
     # -- writing --
 
@@ -131,7 +140,7 @@ class Allocation:
         buffer, buffer_offset, pin = check_buffer_copy(buffer, buffer_offset, nbytes, self._ring._native)
         check_source(data_offset, nbytes, self.size, 4)
         if nbytes:
-            self._keep(BufferCopy(self.buffer, self.offset + data_offset, buffer, buffer_offset, nbytes, pin), encoder)
+            self._keep(BufferCopy(self._buffer, self.offset + data_offset, buffer, buffer_offset, nbytes, pin), encoder)
 
     def copy_to_texture(
         self,
@@ -171,7 +180,7 @@ class Allocation:
                 f"{max(4, region.block.nbytes)}: allocate with that alignment"
             )
         if not region.is_empty:
-            self._keep(TextureCopy(self.buffer, start, region, bytes_per_row, rows_per_image), encoder)
+            self._keep(TextureCopy(self._buffer, start, region, bytes_per_row, rows_per_image), encoder)
 
     # -- ending --
 
@@ -197,7 +206,7 @@ class Allocation:
         self._forget_copies()
         if self._views is not None:
             self._views.give_up()
-        self._ring._drop(self.buffer, self.buffer.trip, self.offset, self.size, self._views)
+        self._ring._drop(self._buffer, self._buffer.trip, self.offset, self.size, self._views)
 
     def __enter__(self) -> Allocation:
         self._check_open()
@@ -219,12 +228,12 @@ class Allocation:
         if not getattr(self, "_closed", True) and self._ring._error is None:  # its end abandons what is open
             warnings.warn(f"{self!r} was neither committed nor abandoned", ResourceWarning, stacklevel=1)
             self._closed = True
-            ring, buffer, offset, size = self._ring, self.buffer, self.offset, self.size
+            ring, buffer, offset, size = self._ring, self._buffer, self.offset, self.size
             ring._port.post(partial(ring._drop, buffer, buffer.trip, offset, size, self._views))
 
     def __repr__(self) -> str:
         state = "closed" if self._closed else "open"
-        return f"<Allocation of {self.size} bytes at {self.offset} of staging buffer {self.buffer.index}, {state}>"
+        return f"<Allocation of {self.size} bytes at {self.offset} of staging buffer {self._buffer.index}, {state}>"
 
     def _keep(self, copy: Copy, encoder: Any) -> None:
         if encoder is None:
@@ -239,15 +248,13 @@ class Allocation:
     def _open_views(self) -> Views:
         self._check_open()
         if self._views is None:
-            self._views = Views(self.buffer.address + self.offset, self.size, self.buffer.keep_alive)
+            self._views = Views(self._buffer.address + self.offset, self.size, self._buffer.keep_alive)
         return self._views
 
     def _check_open(self) -> None:
         if self._closed:
             raise AllocationClosed("the allocation was committed or abandoned before")
-        if self._ring._error is not None:
-            raise self._ring._error
-        self._ring._port.check()
+        self._ring._check()
 
 
 def texel_layout(size: Any, format: str, aspect: str = "all") -> TexelLayout:

@@ -6,6 +6,8 @@ heard of this library would expect.
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import anyio
 
 
@@ -88,5 +90,20 @@ class WrongLoop(StagingError, RuntimeError):
     """A ring, allocation or fence was used from another event loop, thread or process than the one it lives on."""
 
 
+class CannotStartThread(StagingError, RuntimeError):
+    """The system lets this process have no more threads, so a ring or tracker could not be opened; nothing was kept."""
+
+
 class UnsupportedVersion(StagingError, RuntimeError):
     """The installed wgpu cannot be driven by this version of the library."""
+
+
+Error = TypeVar("Error", bound=StagingError)
+
+
+def afresh(error: Error) -> Error:
+    """A new exception like one that is kept, to be raised in its place.
+
+    Raised itself, it would gather the frames of everybody that it was raised for, and keep their data alive.
+    """
+    return type(error)(*error.args)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import sys
+import traceback
 from logging import DEBUG as DEBUG
 
 logger = logging.getLogger("aiostage")
@@ -14,4 +16,18 @@ def event(name: str, **fields: object) -> None:
     Callers ask `logger.isEnabledFor(DEBUG)` first, which is all that it costs when nobody listens.
     """
     words = " ".join(f"{key}={value}" for key, value in fields.items())
-    logger.debug("%s %s", name, words, extra={"event": name, **fields}, stacklevel=2)
+    _log(DEBUG, name, f"{name} {words}", None, fields)
+
+
+def report(level: int, name: str, message: str, error: BaseException | None = None, **fields: object) -> None:
+    """Log what somebody should see, likewise with `event` and the fields, and with the traceback of `error`."""
+    _log(level, name, message, error, fields)
+
+
+def _log(level: int, name: str, message: str, error: BaseException | None, fields: dict[str, object]) -> None:
+    # A handler of the program's that raises must not end what the library is in the middle of.
+    try:
+        logger.log(level, "%s", message, exc_info=error, extra={"event": name, **fields}, stacklevel=3)
+    except Exception:
+        if logging.raiseExceptions and sys.stderr:  # as logging does with what its own handlers catch
+            traceback.print_exc()

@@ -13,10 +13,11 @@ from weakref import WeakMethod, WeakSet, WeakValueDictionary, finalize
 
 import anyio
 
-from .errors import DeviceLost, FenceTimeout
+from .errors import DeviceLost, FenceTimeout, afresh
 from .events import DEBUG, event, logger
 from .loop import LoopPort
 from .native import Native, connect
+from .workers import start_thread
 
 
 class Fence:
@@ -45,6 +46,7 @@ class Fence:
         self.value = 0  # until it is inserted
         self.inserted_at = time.perf_counter()
         self.completed_at: float | None = None
+        """When a poll saw that the GPU had finished; the loop may have heard of it later."""
 
     def done(self) -> bool:
         """Whether the GPU has finished, or never will."""
@@ -59,7 +61,7 @@ class Fence:
         if self.completed_at is None:
             yield from self._wait().__await__()
         if self._error is not None:
-            raise DeviceLost(*self._error.args)
+            raise afresh(self._error)
 
     async def wait(self, timeout: float | None = None) -> None:
         """Wait at most `timeout` seconds.
@@ -67,6 +69,7 @@ class Fence:
         :raises FenceTimeout: the GPU was not done by then. The fence stays pending.
         :raises DeviceLost: it never will be.
         """
+        self._tracker.port.check_task()
         with anyio.move_on_after(timeout):
             await self
             return
@@ -76,20 +79,30 @@ class Fence:
         raise FenceTimeout(f"fence {self.value} is not done after {self.elapsed:.3f} s; {self._tracker.describe()}")
 
     def add_done_callback(self, callback: Callable[[Fence], object]) -> None:
-        """Call `callback(fence)` on the loop when done; soon, if it is done already."""
+        """Call `callback(fence)` on the loop when done; soon, if it is done already.
+
+        What it raises goes to asyncio's exception handler, or to the library's logger on trio.
+
+        :raises WrongLoop: called from elsewhere than the fence's loop.
+        """
+        self.check()
         if self.done():
             self._tracker.port.soon(partial(callback, self))
         else:
             self._callbacks.append(callback)
 
-    async def _wait(self) -> None:
+    def check(self) -> None:
+        """:raises WrongLoop: unless called on the fence's loop."""
         self._tracker.port.check()
+
+    async def _wait(self) -> None:
+        self._tracker.port.check_task()
         if self._event is None:
             self._event = anyio.Event()
         await self._event.wait()
 
-    def _complete(self, error: DeviceLost | None) -> None:
-        self.completed_at = time.perf_counter()
+    def _complete(self, error: DeviceLost | None, at: float | None = None) -> None:
+        self.completed_at = time.perf_counter() if at is None else at
         self._error = error
         if self._event is not None:
             self._event.set()
@@ -106,6 +119,7 @@ class FenceTracker:
     """The fences of one device, and the thread that polls for them while some are pending.
 
     :param device: a wgpu.GPUDevice.
+    :raises CannotStartThread: the thread that polls cannot be started.
 
     Make it on an event loop; fences complete on that loop. `close` (or leaving `async with`) ends the polling and
     gives wgpu-py's own poll thread back; rings on the same device share one tracker, see `shared`.
@@ -116,18 +130,21 @@ class FenceTracker:
     def __init__(self, device: Any) -> None:
         self.native: Native = connect(device)
         self.port = LoopPort()
-        self._pending: deque[Fence] = deque()
+        self._pending: deque[Fence] = deque()  # in the order of their values
         self.order = threading.RLock()  # held from a submit to its fence, so that fences have its order
+        self._promised: deque[Fence] = deque()  # with a value, for work that a thread is submitting, and those behind
+        self._made: set[Fence] = set()  # of them, whose work was submitted
         self._value = 0
         self.completed = 0
         """The value of the newest fence that the GPU has reached, as far as the loop has heard."""
-        self._reached_values: deque[int] = deque()  # of fences that the GPU has reached
+        self._reached_values: deque[tuple[int, float]] = deque()  # of fences that the GPU has reached, and when
+        self._newest_at = 0.0  # when it reached the newest that the loop has heard of
         self._delivering = False  # and that the loop is about to hear of
         self._latencies: deque[float] = deque(maxlen=256)
         self._users = 1
-        self.native.attach()
         # Weakly, or the thread would keep a tracker that was never closed, and with it all that its dead loop was told.
         self._polling = _Poller(self.native, WeakMethod(self._expected), WeakMethod(self._lost))
+        self.native.attach()
         self._end = finalize(self, _end, self._polling, self.native)
         self._end.atexit = False  # _stop_pollers does it then
 
@@ -161,30 +178,72 @@ class FenceTracker:
         :param fence: one that was made earlier, without a value, for work that had yet to be submitted.
         :param ask: without it the queue is not asked to tell when the work is done; `reach` will say so.
         """
-        fence = fence or Fence(self)
         with self.order:
-            self._value += 1
-            fence.value = self._value
-            fence.inserted_at = time.perf_counter()
-            self._pending.append(fence)
-            if logger.isEnabledFor(DEBUG):
-                event("fence_inserted", fence=fence.value)
+            fence = self._number(fence)
+            if self._promised:  # behind what is yet to be submitted, and so to be reached after it
+                self._promised.append(fence)
+                self._made.add(fence)
+                return fence
         if ask:
             self.ask(fence)
         return fence
+
+    def promise(self, fence: Fence) -> None:
+        """Give a fence its value, for work that a thread is about to submit; `fulfil` or `withdraw` it."""
+        with self.order:
+            self._promised.append(self._number(fence))
+
+    def fulfil(self, fence: Fence) -> None:
+        """The work of a promised fence was submitted."""
+        fence.inserted_at = time.perf_counter()
+        self._made.add(fence)
+        self._ask_for_promised()
+
+    def withdraw(self, fence: Fence, error: DeviceLost) -> None:
+        """A fence's work was not submitted, or nobody can tell when it is done; on the loop."""
+        with self.order:
+            for line in (self._pending, self._promised):
+                if fence in line:
+                    line.remove(fence)
+            self._made.discard(fence)
+        if not fence.done():
+            fence._complete(error)
+        self._ask_for_promised()
+        self._stop_if_over()
+
+    def _number(self, fence: Fence | None) -> Fence:
+        fence = fence or Fence(self)
+        self._value += 1
+        fence.value = self._value
+        fence.inserted_at = time.perf_counter()
+        self._pending.append(fence)
+        if logger.isEnabledFor(DEBUG):
+            event("fence_inserted", fence=fence.value)
+        return fence
+
+    def _ask_for_promised(self) -> None:
+        # A fence that is reached has reached those before it, so none may be asked for before their work was submitted.
+        newest = None
+        with self.order:
+            while self._promised and self._promised[0] in self._made:
+                newest = self._promised.popleft()
+                self._made.remove(newest)
+        if newest is not None:
+            self.ask(newest)
 
     def ask(self, fence: Fence) -> None:
         """Have the queue tell when the work before `fence` is done."""
         self.native.on_work_done(partial(self._reached, fence.value))
         self._polling.wake()
 
-    def reach(self, value: int) -> None:
-        """Complete the fences up to this value: the GPU has finished what is before them."""
+    def reach(self, value: int, at: float) -> None:
+        """Complete the fences up to this value: `at` this time a poll saw that the GPU had finished what is before."""
+        self._newest_at = at = max(at, self._newest_at)  # several threads may poll
         if self.native.is_lost(ask=False):  # a destroyed device reports success for what it never finished
             self._fail(DeviceLost(f"the device was lost while {self.describe()}"))
         while self._pending and self._pending[0].value <= value:
             done = self._pending.popleft()
-            done._complete(None)
+            done._complete(None, at)
             self.completed = done.value
             self._latencies.append(done.elapsed)
             if logger.isEnabledFor(DEBUG):
@@ -196,11 +255,11 @@ class FenceTracker:
 
         :raises ValueError: no fence has it. They are numbered from 1, when their work is submitted.
         """
-        pending = self._pending
         if not 0 < value <= self._value:
             raise ValueError(f"no fence has the value {value}; the newest has {self._value}")
-        if pending and value >= pending[0].value:
-            return pending[value - pending[0].value]
+        for fence in self._pending:
+            if fence.value == value:
+                return fence
         fence = Fence(self)
         fence.value = value
         fence._complete(None if value <= self.completed else DeviceLost(f"the device was lost before fence {value}"))
@@ -261,7 +320,7 @@ class FenceTracker:
 
     def _reached(self, value: int, ok: bool) -> None:
         """The GPU has finished what fence `value` stands behind; called by whichever thread polls."""
-        self._reached_values.append(value)  # by several threads, perhaps not in order
+        self._reached_values.append((value, time.perf_counter()))  # by several threads, perhaps not in order
         if not self._delivering:
             self._delivering = True
             if not self.port.post(self._deliver):  # the loop is gone, and nobody will hear of these any more
@@ -270,15 +329,19 @@ class FenceTracker:
 
     def _deliver(self) -> None:
         self._delivering = False
-        newest = 0
+        reached = []
         while self._reached_values:
-            newest = max(newest, self._reached_values.popleft())
-        self.reach(newest)
+            reached.append(self._reached_values.popleft())
+        for value, at in sorted(reached):
+            self.reach(value, at)
 
     def _lost(self) -> None:
         self.port.post(lambda: self._fail(DeviceLost(f"the device was lost while {self.describe()}")))
 
     def _fail(self, error: DeviceLost) -> None:
+        with self.order:
+            self._promised.clear()
+            self._made.clear()
         while self._pending:
             self._pending.popleft()._complete(error)
         self._stop_if_over()
@@ -313,15 +376,12 @@ class _Poller:
         self._bell.acquire()
         self._parked = False
         self._stopping = False
-        self._thread: threading.Thread | None = None
         self.polls = 0
+        self._thread = start_thread(self._run, "aiostage poll")
         _pollers.add(self)
 
     def wake(self) -> None:
         """Have the device polled until it owes nothing."""
-        if self._thread is None and not self._stopping:
-            self._thread = threading.Thread(target=self._run, name="aiostage poll", daemon=True)
-            self._thread.start()
         if self._parked:
             self._ring()
 
@@ -329,9 +389,8 @@ class _Poller:
         """End the thread."""
         self._stopping = True
         self._ring()
-        thread = self._thread
-        if thread is not None and thread.is_alive() and thread is not threading.current_thread():
-            thread.join(timeout=1)  # not one that could not be started, as when the interpreter is about to end
+        if self._thread is not threading.current_thread():
+            self._thread.join(timeout=1)
 
     def _run(self) -> None:
         native, checked = self._native, 0.0

@@ -12,13 +12,17 @@ import numpy as np
 import numpy.typing as npt
 
 from .copies import BufferCopy, Copy
-from .errors import InvalidCopy, StagingError
+from .errors import InvalidCopy, StagingError, afresh
 from .fences import Fence
 from .stats import BufferState
 from .views import Views
 
 _PATIENCE = 0.005
 """Seconds that an open allocation may be old before others prefer a free buffer to sharing one with it."""
+
+
+NO_TASK = "no task"
+"""Who has what was made outside of any task, or by one that is gone."""
 
 
 class Hold(NamedTuple):
@@ -31,7 +35,7 @@ class Hold(NamedTuple):
 
     @property
     def task(self) -> Any:
-        return self.holder and self.holder()
+        return (self.holder and self.holder()) or NO_TASK
 
     def __str__(self) -> str:
         return f"{self.name} holds {self.size} bytes for {time.perf_counter() - self.since:.1f} s"
@@ -44,7 +48,7 @@ class Trip:
 
     def __init__(self) -> None:
         self.submission: Submission | None = None
-        self.error: BaseException | None = None
+        self.error: StagingError | None = None
         self._event: anyio.Event | None = None
         self._callbacks: list[Callable[[Trip], object]] = []
 
@@ -59,7 +63,7 @@ class Trip:
                 self._event = anyio.Event()
             await self._event.wait()
         if self.error is not None:
-            raise self.error
+            raise afresh(self.error)
         assert self.submission is not None
         return self.submission
 
@@ -75,7 +79,7 @@ class Trip:
         self.submission = submission
         self.fail(submission.error)
 
-    def fail(self, error: BaseException | None) -> None:
+    def fail(self, error: StagingError | None) -> None:
         """It is over, if it was not before; `error` is why there will be no submission."""
         self.error = self.error or error
         if self._event is not None:
@@ -100,6 +104,7 @@ class StagingBuffer:
         "index",
         "keep_alive",
         "lane",
+        "lent",
         "memory",
         "open",
         "quarantine",
@@ -133,20 +138,28 @@ class StagingBuffer:
         self.open: dict[int, Hold] = {}  # allocations that users hold, by offset
         self.copying = 0  # places that the library itself holds
         self.copies = 0  # copies staged and not submitted
-        self.unstaged = 0  # allocations committed without a copy: somebody may yet make one of his own
+        self.unstaged: list[weakref.ref[Any]] = []  # allocations committed without a copy
+        self.lent = False  # its user has asked for the buffer, and with its handle may copy out of these himself
 
     @property
     def is_held(self) -> bool:
         """Whether somebody may still write to it."""
         return bool(self.open) or self.copying > 0
 
+    @property
+    def is_wanted(self) -> bool:
+        """Whether a copy of somebody's own may yet be made out of it: then it waits for the submit that follows."""
+        return bool(self.unstaged) and (self.lent or any(slot() is not None for slot in self.unstaged))
+
     def held_by(self) -> str:
         """What keeps it from coming back that only users can end, once all that can go is gone; empty if nothing."""
         reasons = [str(hold) for hold in self.open.values()]
         if any(views.is_foreign() for views in self.quarantine):
             reasons.append("a view of an abandoned allocation")
-        if self.unstaged:
-            reasons.append(f"{self.unstaged} allocations committed without a copy")
+        if self.is_wanted:
+            reasons.append(
+                f"{len(self.unstaged)} allocations committed without a copy, which go with the next ring.submit()"
+            )
         if not reasons and self.copies and not self.copying:
             reasons.append("copies that must not overtake earlier ones")
         return ", ".join(reasons)
@@ -214,7 +227,7 @@ class Lane:
     def ready(self) -> list[StagingBuffer]:
         """Buffers that may depart by themselves: nobody writes to them, and no earlier copy to a destination of theirs
         stays behind in a buffer that somebody does write to."""
-        return self.may_go({b for b in self.buffers if b.is_held or b.unstaged or not b.used})
+        return self.may_go({b for b in self.buffers if b.is_held or b.is_wanted or not b.used})
 
     def may_go(self, staying: set[StagingBuffer]) -> list[StagingBuffer]:
         """Buffers that overtake no copy to a destination of theirs if they depart and `staying` do not."""

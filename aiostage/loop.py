@@ -7,10 +7,13 @@ import os
 import sys
 from collections import deque
 from collections.abc import Callable
+from functools import partial
+from logging import ERROR
 from typing import Any
 from weakref import WeakSet
 
 from .errors import WrongLoop
+from .events import report
 
 Callback = Callable[[], object]
 
@@ -29,10 +32,11 @@ class LoopPort:
             self._here: Any = lowlevel.current_trio_token()
             self._running: Callable[[], Any] = lowlevel.current_trio_token
             self._wake: Callable[[Callback], object] = self._here.run_sync_soon
-            self._soon = self._wake
+            self._soon: Callable[[Callback], object] = lambda callback: self._wake(partial(self._run, callback))
             self.current_task: Callable[[], Any] = lowlevel.current_task
             self.name_of: Callable[[Any], str] = operator.attrgetter("name")
             self.event: Callable[[], Any] = trio.Event
+            self._complain: Callable[[dict[str, Any]], object] = _log_failure  # an exception would end all of trio
         else:
             import asyncio  # takes longer than all of this library, and a program on trio has no use for it
 
@@ -46,6 +50,7 @@ class LoopPort:
             self.current_task = asyncio.current_task
             self.name_of = operator.methodcaller("get_name")
             self.event = asyncio.Event  # what anyio's own wraps, and finds anew for each
+            self._complain = self._here.call_exception_handler
         self._posted: deque[Callback] = deque()
         self._scheduled = False
         self._draining = False  # posted callbacks run now
@@ -60,12 +65,36 @@ class LoopPort:
             pass
         raise WrongLoop("used from another event loop or thread than the one it was opened on")
 
+    def check_task(self) -> None:
+        """Raise WrongLoop unless called in a task of this loop: what another driver steps cannot wait here."""
+        self.check()
+        driver = _foreign_driver()
+        if driver is None and self.current_task() is not None:
+            return
+        raise WrongLoop(
+            f"this coroutine is stepped by {driver or 'something else than the event loop'}, and nothing that it waits "
+            "for here can wake it: make it a task of the event loop (asyncio.create_task), or use "
+            "aiostage.memory.StagingRingManager, whose ring has a loop and a thread of its own"
+        )
+
     def soon(self, callback: Callback) -> None:
-        """Run `callback` after what is ready on the loop now, or what was posted; only from the loop itself."""
-        if self._draining:  # in this turn still
-            self._posted.append(callback)
-        else:
+        """Run `callback` after what is ready on the loop now, or what was posted; only from the loop itself.
+
+        What it raises goes to asyncio's exception handler, or to the library's logger on trio.
+        """
+        if not self._draining:
             self._soon(callback)
+            return
+        self._posted.append(callback)  # in this turn still
+        if not self._scheduled:  # or in a turn that one of the callbacks makes, as with nest_asyncio
+            self._scheduled = True
+            self._soon(self._drain)
+
+    def _run(self, callback: Callback) -> None:
+        try:
+            callback()
+        except Exception as error:
+            self._complain({"message": f"Exception in callback {callback!r}", "exception": error})
 
     def post(self, callback: Callback) -> bool:
         """Run `callback` on the loop, from any thread. False if the loop has been closed: then nothing will run."""
@@ -86,12 +115,25 @@ class LoopPort:
         self._draining = True
         try:
             while self._posted:
-                self._posted.popleft()()
+                self._run(self._posted.popleft())
         finally:
             self._draining = False
-            if self._posted and not self._scheduled:  # one raised: the others have their turn all the same
+            if self._posted and not self._scheduled:  # Ctrl-C: the others have their turn all the same
                 self._scheduled = True
                 self._wake(self._drain)
+
+
+def _foreign_driver() -> str | None:
+    """Who says, by way of sniffio, that it steps the coroutine that runs now, if that is no event loop of ours."""
+    sniffio: Any = sys.modules.get("sniffio")
+    if sniffio is None:
+        return None
+    name = sniffio.thread_local.name or sniffio.current_async_library_cvar.get()
+    return None if name in (None, "asyncio", "trio") else str(name)
+
+
+def _log_failure(context: dict[str, Any]) -> None:
+    report(ERROR, "callback_failed", context["message"], context["exception"])
 
 
 _ports: WeakSet[LoopPort] = WeakSet()

@@ -11,6 +11,7 @@ import atexit
 import threading
 from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import CancelledError, Future
+from logging import ERROR
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 from weakref import WeakSet
 
@@ -18,8 +19,8 @@ import anyio
 from anyio.from_thread import BlockingPortal
 
 from .budget import MiB
-from .errors import AlreadyInitialized, RingClosed, StagingError, WrongLoop
-from .events import logger
+from .errors import AlreadyInitialized, RingClosed, StagingError, WrongLoop, afresh
+from .events import report
 from .ring import StagingRing
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ class StagingRingManager:
             if self.device is None:
                 self.device = default_device()
                 if self.device is None:
-                    logger.error(_NO_ADAPTER)
+                    report(ERROR, "no_adapter", _NO_ADAPTER)
                     return False
             started: Future[tuple[BlockingPortal, StagingRing]] = Future()
             thread = threading.Thread(target=self._run, args=(started,), name="aiostage memory", daemon=True)
@@ -169,7 +170,7 @@ class StagingRingManager:
 
     def _check(self) -> None:
         if self._error is not None:
-            raise self._error
+            raise afresh(self._error)
         if self._thread is None or not self._thread.is_alive():  # as in a forked child
             raise RingClosed("the manager's thread has ended; a forked process makes a manager of its own")
 
@@ -192,7 +193,7 @@ class StagingRingManager:
             anyio.run(self._live, started)
         except BaseException as error:
             if started.done():
-                logger.exception("the memory manager's event loop has ended")
+                report(ERROR, "loop_ended", "the memory manager's event loop has ended", error)
             else:
                 started.set_exception(error)
 

@@ -21,8 +21,9 @@ import time
 import warnings
 import weakref
 from collections import OrderedDict, deque
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from functools import partial
+from logging import ERROR, WARNING
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import anyio
@@ -43,10 +44,11 @@ from .errors import (
     RingClosed,
     StagingError,
     StallTimeout,
+    afresh,
 )
-from .events import DEBUG, event, logger
+from .events import DEBUG, event, logger, report
 from .fences import Fence, FenceTracker
-from .lanes import Hold, Lane, StagingBuffer, Submission, Trip
+from .lanes import NO_TASK, Hold, Lane, StagingBuffer, Submission, Trip
 from .native import Native, export
 from .stats import BufferState, Demand, StagingStats
 from .views import Views
@@ -160,6 +162,11 @@ class StagingRing:
         self._change: anyio.Event | None = None
         self._flush_scheduled = False
         self._under_way: deque[Submission] = deque()  # that a thread is making
+        self._last: Fence | None = None  # of the newest submission
+        self._taken: list[weakref.finalize[..., StagingRing]] = []  # each gives back what the ring took, once
+        self._closing: anyio.Event | None = None  # set when it is closed
+        # Weakly, or the ring would keep itself alive by the slots that it watches.
+        self._slot_gone = _call_weakly(weakref.WeakMethod(self._reclaim_later))
         self._free = 0  # buffers that are AVAILABLE
         self._stalls = self._submits = self._bytes = self._allocations = 0
         self._stall_seconds = 0.0
@@ -173,7 +180,9 @@ class StagingRing:
 
         :raises BudgetExceeded: nothing was created.
         :raises OutOfMemory: the device has less; what was created has been given back.
+        :raises CannotStartThread: likewise.
         :raises ValueError: the device cannot have such buffers.
+        :raises WrongLoop: called from a coroutine that is no task of a running event loop.
         """
         if self._opened:
             raise RuntimeError("a ring is opened once; make another one")
@@ -184,21 +193,19 @@ class StagingRing:
         self._port = self._tracker.port
         self._budget = self._budget or default_budget(self._native)
         try:
+            self._port.check_task()
             self._choose_size(self._budget)
             if self.buffer_size > self._native.max_buffer_size:
                 raise ValueError(
                     f"buffer_size {self.buffer_size} exceeds the device's limit of {self._native.max_buffer_size} bytes"
                 )
             self.host_cached = self._native.is_host_cached(self._host_cached)
-            self._budget.reserve(self.ring_count * self.buffer_size)
-        except BaseException:
-            self._tracker.close()
-            raise
-        self._workers = Workers(self._port, self._threads, "copy")
-        self._submitter = Workers(self._port, 1, "submit")
-        for workers in (self._workers, self._submitter):  # should nobody close it
-            weakref.finalize(self, workers.stop).atexit = False
-        try:
+            self._budget.reserve(self.memory)
+            self._owe(self._budget.release, self.memory)
+            self._workers = Workers(self._port, self._threads, "copy")
+            self._owe(self._workers.stop)
+            self._submitter = Workers(self._port, 1, "submit")
+            self._owe(self._submitter.stop)
             await self._workers.run(self._create_buffers)
         except BaseException:
             self._error = RingClosed("the ring could not be opened")
@@ -213,13 +220,21 @@ class StagingRing:
         """Submit what is committed, wait for what is in flight, and give the memory back.
 
         Waiters are woken with RingClosed; open allocations are abandoned. Cancelled by asyncio's own means, it waits
-        for the GPU no longer; the memory is given back all the same.
+        for the GPU no longer; the memory is given back all the same. Called again, it returns when that is done.
 
         :raises FenceTimeout: the GPU had not finished after `fence_timeout` seconds. The ring is closed.
         """
-        if not self._buffers or isinstance(self._error, RingClosed):
+        if self._closing is None:
+            await self._close()
+        elif not self._closing.is_set():  # by another task, which hears what goes wrong
+            self._port.check_task()
+            await self._closing.wait()
+
+    async def _close(self) -> None:
+        if not self._buffers:
             return
-        self._port.check()
+        self._port.check_task()
+        self._closing = anyio.Event()
         lost, self._error = self._error, RingClosed("the ring was closed")
         self._wake_all(self._error)
         try:
@@ -232,6 +247,7 @@ class StagingRing:
                 await wait_out(self._threads_are_done, self._changed)
             finally:
                 self._release()
+                self._closing.set()
 
     async def __aenter__(self) -> StagingRing:
         await self.open()
@@ -301,11 +317,12 @@ class StagingRing:
 
         :returns: a fence that completes when the GPU has finished all of it.
         :raises InvalidSubmit: a command buffer is unfit; nothing was submitted.
-        :raises InvalidCopy: a destination of a copy that this task staged was destroyed; the rest was submitted.
+        :raises InvalidCopy: a destination of a copy that this task staged was destroyed; the rest was submitted. Copies
+            that no task staged are in the library's log alone.
         :raises StallTimeout: open allocations have held every buffer for `stall_timeout` seconds; nothing was sent.
         :raises DeviceLost:
         """
-        self._check()
+        self._check_task()
         command_buffers = list(command_buffers)
         ready = await self._unblock(self._slots)
         submission = self._depart(self._slots, ready, command_buffers)
@@ -321,20 +338,24 @@ class StagingRing:
             raise anyio.WouldBlock
         submission = self._depart(self._slots, self._slots.sealable(), command_buffers)
         if submission.error is not None:
-            raise submission.error
+            raise afresh(submission.error)
         self._raise_failures()
         return submission.fence
 
     def advance(self, fence: Fence | None = None) -> Fence:
         """Close the current buffer to new allocations and move to the next.
 
-        What is committed in it is submitted. With a `fence` given, the buffer stays fenced until that is done too.
+        What is committed in it is submitted. With a `fence` given, one of this loop's, of whichever device, the buffer
+        stays fenced until that is done too.
 
         :returns: `fence`, or one that completes when the GPU is done with the buffer.
         :raises anyio.WouldBlock: an allocation in it, or beside copies that come before its own, is open; it is closed
             to new ones all the same.
+        :raises WrongLoop: `fence` is another loop's.
         """
         self._check()
+        if fence is not None:
+            fence.check()
         buffer = self._slots.buffers[-1] if self._slots.buffers else self._next_available(self._slots)
         if buffer is None:  # every buffer is on its way already
             return fence or self._tracker.insert()
@@ -345,7 +366,7 @@ class StagingRing:
         earlier = [other for other in self._slots.buffers if other.copies and other is not buffer]
         submission = self._depart(self._slots, [*earlier, buffer], guard=fence)  # one submit: in the order of staging
         if submission.error is not None:
-            raise submission.error
+            raise afresh(submission.error)
         return fence or submission.fence
 
     def fence(self, value: int) -> Fence:
@@ -370,7 +391,7 @@ class StagingRing:
         :returns: a fence that completes when the GPU has copied.
         :raises InvalidCopy: WebGPU would refuse it; nothing was copied.
         """
-        self._check()
+        self._check_task()
         pieces = uploads.from_buffer(self, buffer, buffer_offset, data, data_offset, size)
         return await uploads.write_now(self, pieces)
 
@@ -387,7 +408,7 @@ class StagingRing:
 
         :raises InvalidCopy: WebGPU would refuse it; nothing was copied.
         """
-        self._check()
+        self._check_task()
         return await uploads.write_now(self, uploads.from_texels(self, destination, data, data_layout, size))
 
     def batch(self) -> uploads.Batch:
@@ -406,7 +427,7 @@ class StagingRing:
 
     async def stats(self) -> StagingStats:
         """Poll the GPU once, then a consistent snapshot."""
-        self._check()
+        self._check_task()
         if self._native.submit_blocks:
             await self._workers.run(self._native.poll)
         else:
@@ -461,7 +482,14 @@ class StagingRing:
     def current(self) -> StagingBuffer:
         """The buffer that the next allocation is looked for in first."""
         self._check()
-        return self._buffers[self._cursor]
+        buffer = self._buffers[self._cursor]
+        buffer.lent = True  # with its handle
+        return buffer
+
+    @property
+    def memory(self) -> int:
+        """Staging memory that the ring holds, in bytes, from open to close."""
+        return self.ring_count * self.buffer_size
 
     def __repr__(self) -> str:
         return f"<StagingRing of {self.ring_count} × {self.buffer_size} bytes, {self._error or 'open'}>"
@@ -470,8 +498,19 @@ class StagingRing:
 
     def _check(self) -> None:
         if self._error is not None:
-            raise self._error
+            raise afresh(self._error)
         self._port.check()
+
+    def _check_task(self) -> None:
+        if self._error is not None:
+            raise afresh(self._error)
+        self._port.check_task()
+
+    def _check_lane(self, lane: Lane) -> None:
+        if self._error is not None:
+            raise afresh(self._error)
+        if lane.ended:
+            raise AllocationClosed("the batch or frame has ended")
 
     def _check_size(self, size: int) -> int:
         if type(size) is not int or size <= 0:
@@ -541,6 +580,7 @@ class StagingRing:
 
     def _reserve_now(self, lane: Lane, size: int, alignment: int) -> tuple[StagingBuffer, int] | None:
         """A place that the library itself fills, like one that it waited for; `_filled` ends it."""
+        self._check_lane(lane)
         place = self._find_now(lane, size, alignment)
         if place is not None:
             place[0].copying += 1
@@ -563,6 +603,7 @@ class StagingRing:
     # -- waiting --
 
     async def _wait(self, lane: Lane, size: int, alignment: int) -> tuple[StagingBuffer, int]:
+        self._port.check_task()
         waiter = _Waiter(lane, size, alignment, self._port.event())
         self._waiters[waiter] = None
         self._stalls += 1
@@ -574,9 +615,7 @@ class StagingRing:
         self._grant()
         try:
             await self._suspend(waiter)
-            self._check()
-            if lane.ended:
-                raise AllocationClosed("the batch or frame has ended")
+            self._check_lane(lane)
         except BaseException:
             self._waiters.pop(waiter, None)
             if waiter.place is not None:  # handed over while the cancellation or the end was on its way
@@ -608,7 +647,7 @@ class StagingRing:
         held = [f"buffer {b.index}: {why}" for b in self._buffers if (why := b.held_by())]
         if len(held) == self.ring_count:
             message = f"no staging buffer can come back; {'; '.join(held)}"
-            logger.warning(message)
+            report(WARNING, "stall_timeout", message)
             raise StallTimeout(message)
         self._check_fences()
 
@@ -622,10 +661,10 @@ class StagingRing:
         """Raise if the GPU has not finished for too long."""
         if self._fence_timeout is None:
             return
-        if self._tracker.oldest_age() > self._fence_timeout:
-            raise FenceTimeout(f"the GPU has not given a staging buffer back; {self._tracker.describe()}")
         if self._under_way and (age := self._under_way[0].fence.elapsed) > self._fence_timeout:
             raise FenceTimeout(f"the GPU is busy; a submit has been waiting for it for {age:.3f} s")
+        if self._tracker.oldest_age() > self._fence_timeout:
+            raise FenceTimeout(f"the GPU has not given a staging buffer back; {self._tracker.describe()}")
 
     def _grant(self) -> None:
         """Hand places to waiters, first come, first served."""
@@ -646,14 +685,21 @@ class StagingRing:
             if ready:
                 self._depart(lane, ready)
 
+    def _reclaim_later(self) -> None:
+        """A slot that was committed without a copy is gone, in whichever thread."""
+        self._port.post(self._reclaim_for_waiters)
+
+    def _reclaim_for_waiters(self) -> None:
+        if self._waiters:
+            self._reclaim()
+            self._grant()
+
     def _let_go(self, buffer: StagingBuffer) -> None:
         """Somebody stopped writing to `buffer`."""
         if not buffer.is_held:
             if buffer.used == 0 and not buffer.copies and not buffer.unstaged:
                 self._take_back(buffer)
-            if self._waiters:
-                self._reclaim()
-                self._grant()
+            self._reclaim_for_waiters()
         self._notify()
 
     def _take_back(self, buffer: StagingBuffer) -> None:
@@ -678,7 +724,7 @@ class StagingRing:
     # -- allocations that end --
 
     def _committed(self, slot: Allocation, copies: list[Copy], recorded: list[tuple[Any, Copy]]) -> None:
-        buffer = slot.buffer
+        buffer = slot._buffer
         hold = buffer.open.pop(slot.offset)
         if self._logs:
             n = len(copies) + len(recorded)
@@ -692,7 +738,7 @@ class StagingRing:
             if recorded:
                 self._record(slot, recorded, bool(copies))
             elif not copies:
-                buffer.unstaged += 1
+                buffer.unstaged.append(weakref.ref(slot, self._slot_gone))
         finally:
             self._let_go(buffer)
 
@@ -714,13 +760,28 @@ class StagingRing:
         The caller may submit those at any time, or never, so they must not read from a staging buffer, which has to be
         unmapped then and comes back afterwards. They read from a relay in device memory, which the ring fills: by a
         copy that is submitted now or, if the buffer cannot be sealed now, by the queue.
+
+        :raises InvalidCopy: an encoder takes none; the others have theirs all the same.
         """
-        buffer, padding = slot.buffer, -slot.size % 4
+        buffer, padding = slot._buffer, -slot.size % 4
         relay = self._native.create_relay(slot.size + padding)
+        refused: list[InvalidCopy] = []
         for encoder, copy in recorded:
             copy.offset -= slot.offset
             copy.source = _Relay(relay)
-            self._native.record(encoder, [copy])
+            try:
+                self._native.record(encoder, [copy])
+            except InvalidCopy as error:
+                refused.append(afresh(error))
+        if len(refused) < len(recorded):
+            self._fill_relay(slot, relay, stays)
+        elif not stays:
+            buffer.used -= slot.size
+        if refused:
+            raise refused[0]
+
+    def _fill_relay(self, slot: Allocation, relay: Any, stays: bool) -> None:
+        buffer, padding = slot._buffer, -slot.size % 4
         if buffer.is_held or self._slots.blocked() or padding or self._native.submit_blocks:
             assert buffer.memory is not None
             data = bytes(buffer.memory[slot.offset : slot.offset + slot.size])
@@ -736,7 +797,7 @@ class StagingRing:
     def _flush(self) -> None:
         """The turn of the loop is over: its uploads depart, but for buffers that are still being written."""
         self._flush_scheduled = False
-        ready = [buffer for buffer in self._uploads.sealable() if buffer.copies]
+        ready = [buffer for buffer in self._uploads.ready() if buffer.copies]
         if ready and self._error is None:
             self._depart(self._uploads, ready)
 
@@ -758,39 +819,44 @@ class StagingRing:
             buffer.copies = 0
             self._move_cursor(buffer)
         self._submits += 1
+        self._last = submission.fence
         if self._native.submit_blocks:
             self._under_way.append(submission)
+            self._tracker.promise(submission.fence)
             self._submitter.start(partial(self._execute, submission, guard), partial(self._departed_later, submission))
         else:
-            self._execute(submission, guard)
-            self._departed(submission)
+            try:
+                self._execute(submission, guard)
+            finally:
+                self._departed(submission)
         return submission
 
     def _execute(self, submission: Submission, guard: Fence | None) -> None:
         """Unmap, submit, fence and map again; on the loop, or in the submitting thread where a submit blocks."""
-        native = self._native
-        self._logs = logger.isEnabledFor(DEBUG)
         try:
             for buffer in submission.buffers:
-                native.unmap(buffer.handle)
+                self._native.unmap(buffer.handle)
             telling = self._submit(submission)
+            self._logs = logger.isEnabledFor(DEBUG)
+            if self._logs:
+                indices = [buffer.index for buffer in submission.buffers]
+                event("submitted", fence=submission.fence.value, buffers=indices, copies=len(submission.copies))
+            for buffer in submission.buffers:
+                fence, until = submission.fence, guard if buffer is submission.buffers[-1] else None
+                self._native.map(buffer.handle, partial(self._remapped, buffer, fence, until, buffer in telling))
+            self._tracker.wake()
         except StagingError as error:
-            submission.error = error
-            return
-        if self._logs:
-            indices = [buffer.index for buffer in submission.buffers]
-            event("submitted", fence=submission.fence.value, buffers=indices, copies=len(submission.copies))
-        for buffer in submission.buffers:
-            fence, until = submission.fence, guard if buffer is submission.buffers[-1] else None
-            native.map(buffer.handle, partial(self._remapped, buffer, fence, until, buffer in telling))
-        self._tracker.wake()
+            submission.error = afresh(error)
+        except BaseException as error:  # nobody knows how far it came
+            submission.error = DeviceLost(f"a submit was interrupted, and with it the ring: {error!r}")
+            raise
 
     def _submit(self, submission: Submission) -> set[Any]:
         """Submit and fence. Returns the buffers whose mapping tells that it is done, if the queue was not asked to."""
         native, tracker = self._native, self._tracker
         if native.submit_blocks:  # and would hold up who waits for the tracker's lock
             submission.failures = native.submit(submission.copies, submission.command_buffers)
-            tracker.insert(submission.fence)
+            tracker.fulfil(submission.fence)
             return set()
         with tracker.order:
             submission.failures = native.submit(submission.copies, submission.command_buffers)
@@ -801,35 +867,37 @@ class StagingRing:
 
     def _remapped(self, buffer: StagingBuffer, fence: Fence, guard: Fence | None, tells: bool, ok: bool) -> None:
         """The GPU is done with `buffer`, or lost; called by whichever thread polls or submits."""
+        if tells and ok:
+            self._port.post(partial(self._tracker.reach, fence.value, time.perf_counter()))
         self._port.post(partial(self._mapped, buffer, fence, guard, tells, ok))
 
     def _departed_later(self, submission: Submission, error: BaseException | None) -> None:
         self._under_way.popleft()  # the thread makes them in order
-        if error is not None:
-            submission.error = submission.error or DeviceLost(f"the submit failed: {error!r}")
         self._departed(submission)
         self._notify()
 
     def _departed(self, submission: Submission) -> None:
         """The submit was made, or failed: tell those who wait for it."""
-        if submission.error is not None:
-            submission.fence._complete(DeviceLost(*submission.error.args))
-            self._break(submission.error)
-        for copy, why in submission.failures:
-            if copy.owner is not None:
-                logger.error("a staged copy was left out: %s", why)
-                self._failures.append((copy.owner, why))
-        submission.copies = []  # nothing keeps the destinations alive any more
-        for trip in (submission.made, *submission.trips):
-            trip.end(submission)
+        try:
+            if submission.error is not None:
+                self._tracker.withdraw(submission.fence, DeviceLost(*submission.error.args))
+                self._break(submission.error)
+            for copy, why in submission.failures:
+                if copy.owner is not None:
+                    self._failures.append((copy.owner, why))
+                    report(ERROR, "left_out", f"a staged copy was left out: {why}")
+        finally:
+            submission.copies = []  # nothing keeps the destinations alive any more
+            for trip in (submission.made, *submission.trips):
+                trip.end(submission)
 
     def _raise_failures(self) -> None:
         """Raise what became of copies that this task staged; others' stay for them."""
-        task = self._port.current_task()
+        task = self._port.current_task() or NO_TASK
         mine = [why for owner, why in self._failures if owner is task]
         if mine:
             self._failures = deque((f for f in self._failures if f[0] is not task), maxlen=64)
-            raise mine[0]
+            raise afresh(mine[0])
 
     def _move_cursor(self, buffer: StagingBuffer) -> None:
         if self._cursor == buffer.index:
@@ -922,9 +990,7 @@ class StagingRing:
 
     def _mapped(self, buffer: StagingBuffer, fence: Fence, guard: Fence | None, tells: bool, ok: bool) -> None:
         """The GPU is done with `buffer`, and it is mapped again; or with `ok` False it never will be."""
-        if tells and ok:
-            self._tracker.reach(fence.value)
-        elif tells:
+        if tells and not ok:
             self._tracker.ask(fence)
         if self._error is not None:
             self._notify()
@@ -1006,7 +1072,8 @@ class StagingRing:
             while self._under_way:
                 await self._changed()
             with anyio.move_on_after(self._fence_timeout) as scope:
-                await self._tracker.wait_all()
+                if self._last is not None:  # others' work on the device may go on for ever
+                    await self._last
         except DeviceLost:
             return
         if scope.cancelled_caught:
@@ -1032,7 +1099,7 @@ class StagingRing:
             waiter, _ = self._waiters.popitem(last=False)
             waiter.event.set()
         self._blocked.clear()
-        if isinstance(error, DeviceLost):
+        if not isinstance(error, RingClosed):  # closing submits what is staged
             for buffer in self._buffers:
                 buffer.trip.fail(error)
         self._notify()
@@ -1040,15 +1107,31 @@ class StagingRing:
     def _release(self) -> None:
         """Give everything back. Memory that something still points at is freed with the last of its views."""
         for buffer in self._buffers:
+            buffer.trip.fail(RingClosed("the ring was closed"))
             buffer.memory = buffer.bytes = None
             if not buffer.open and all(export() is None for export in buffer.exports):
                 self._native.destroy(buffer.handle)
         self._buffers = []
-        self._workers.stop()
-        self._submitter.stop()
+        for give_back in self._taken:
+            give_back()
         self._tracker.close()
-        assert self._budget is not None
-        self._budget.release(self.ring_count * self.buffer_size)
+
+    def _owe(self, function: Callable[..., object], *arguments: Any) -> None:
+        """Something that `_release` has to call, or else the end of a ring that nobody closed."""
+        end = weakref.finalize(self, function, *arguments)
+        end.atexit = False
+        self._taken.append(end)
+
+
+def _call_weakly(method: weakref.WeakMethod[Callable[[], object]]) -> Callable[[object], None]:
+    """A callback for weak references that calls a method of something that may be gone by then."""
+
+    def call(_: object) -> None:
+        bound = method()
+        if bound is not None:
+            bound()
+
+    return call
 
 
 def _positive(value: int, name: str) -> int:

@@ -29,7 +29,7 @@ from .copies import (
     resolve_destination,
     whole,
 )
-from .errors import AllocationClosed, AllocationTooLarge, InvalidCopy
+from .errors import AllocationClosed, AllocationTooLarge, InvalidCopy, afresh
 from .fences import Fence
 from .formats import TexelBlock, is_depth_stencil, padded_row
 from .lanes import Lane, StagingBuffer, Trip
@@ -108,7 +108,7 @@ class Batch:
     def _enter(self) -> None:
         if self._fence is not None or self._open:
             raise AllocationClosed("a batch or frame is entered once")
-        self._ring._check()
+        self._ring._check_task()
         self._ring._lanes[self._lane] = None
         self._open = True
 
@@ -135,7 +135,7 @@ class Batch:
         await submission.made.wait()
         failures = [why for trip in lane.trips or () for _, why in (await trip.wait()).failures]
         if failures:
-            raise failures[0]
+            raise afresh(failures[0])
 
     def _check(self) -> None:
         self._ring._check()
@@ -158,7 +158,7 @@ class Frame(Batch):
 
     async def __aenter__(self) -> Frame:
         ring = self._ring
-        ring._check()
+        ring._check_task()
         while len(ring._frames) >= ring.frames_in_flight:
             with anyio.move_on_after(ring._patience) as scope:
                 await ring._changed()
@@ -199,15 +199,18 @@ async def write(ring: StagingRing, lane: Lane, pieces: Iterator[Piece]) -> _Fill
     filling = _Filling(ring)
     count = nbytes = 0
     try:
-        for piece in pieces:
-            count += 1
-            nbytes += piece.nbytes
-            place = ring._reserve_now(lane, piece.nbytes, _ALIGNMENT)
-            filling.start(piece, *(place or await ring._wait(lane, piece.nbytes, _ALIGNMENT)))
+        try:
+            for piece in pieces:
+                count += 1
+                nbytes += piece.nbytes
+                place = ring._reserve_now(lane, piece.nbytes, _ALIGNMENT)
+                filling.start(piece, *(place or await ring._wait(lane, piece.nbytes, _ALIGNMENT)))
+        finally:
+            await filling.finish()
+        if filling.error is not None:
+            raise filling.error
     finally:
-        await filling.finish()
-    if filling.error is not None:
-        raise filling.error
+        filling.error = None  # its traceback has this frame: they would keep each other, and the data, alive
     if count > 1:
         ring._demand.cut(count, nbytes)
     return filling
@@ -254,6 +257,9 @@ class _Filling:
         await self._idle.wait()
 
     def _done(self, piece: Piece, buffer: StagingBuffer, offset: int, error: BaseException | None) -> None:
+        assert buffer.lane is not None
+        if error is None and buffer.lane.ended:
+            error = AllocationClosed("the batch or frame was abandoned, and this write with it")
         copy = piece.copy(buffer, offset) if error is None else None
         if copy is not None and buffer.lane is self._ring._uploads:
             self._copies.add(copy)
@@ -270,7 +276,7 @@ class _Filling:
             error = next((why for copy, why in submission.failures if copy in self._copies), None)
             if self.fence is None or submission.fence.value > self.fence.value:
                 self.fence = submission.fence
-        self._end(error)
+        self._end(error and afresh(error))
 
     def _end(self, error: BaseException | None) -> None:
         self.error = self.error or error

@@ -41,6 +41,7 @@ class Views:
         "_address",
         "_array_source",
         "_arrays",
+        "_frozen",
         "_owner",
         "_prune_at",
         "_size",
@@ -55,8 +56,9 @@ class Views:
         self._view: Callable[[], memoryview | None] = _nothing
         self._view_source: Callable[[], Any] = _nothing
         self._array_source: Callable[[], Any] = _nothing
-        self._arrays: list[weakref.ref[StagedArray]] = []
+        self._arrays: dict[int, weakref.ref[StagedArray]] = {}  # by id; each step is one that threads can take at once
         self._prune_at = 64
+        self._frozen = False
 
     @property
     def view(self) -> memoryview:
@@ -86,12 +88,17 @@ class Views:
         return bool(self._address <= start < self._address + self._size)
 
     def adopt(self, array: StagedArray) -> None:
-        """Have `array` become read-only with the others."""
+        """Have `array` become read-only with the others, or now if they have."""
         array._views = self
         if len(self._arrays) >= self._prune_at:  # a loop over rows makes one a row
-            self._arrays = [ref for ref in self._arrays if ref() is not None]
+            for key, ref in list(self._arrays.items()):
+                if ref() is None:
+                    self._arrays.pop(key, None)
             self._prune_at = 2 * len(self._arrays) + 64
-        self._arrays.append(weakref.ref(array))
+        ref = weakref.ref(array)
+        self._arrays[id(ref)] = ref
+        if self._frozen:  # asked last: `_freeze` says so before it looks for arrays
+            array.flags.writeable = False
 
     def close(self, strict: bool) -> None:
         """Make the arrays read-only and release the view.
@@ -145,7 +152,8 @@ class Views:
             weakref.finalize(view, self._owner, None).atexit = False
 
     def _freeze(self) -> None:
-        for ref in self._arrays:
+        self._frozen = True
+        for ref in list(self._arrays.values()):
             array = ref()
             if array is not None:
                 array.flags.writeable = False

@@ -12,6 +12,7 @@ from weakref import WeakSet, ref
 
 import anyio
 
+from .errors import CannotStartThread
 from .loop import LoopPort
 
 Done = Callable[[BaseException | None], object]
@@ -24,6 +25,10 @@ class Workers:
     round trip through `anyio.to_thread`, which starts from a task and comes back to one. Each thread that runs beside
     the loop makes all hand-offs dearer, since they share the interpreter's lock, so one is woken only for its share of
     the bytes that wait.
+
+    The first thread starts at once, so that every job has one that runs it whatever the system refuses later.
+
+    :raises CannotStartThread: it cannot be started.
     """
 
     _SHARE = 2 * 1024 * 1024
@@ -40,6 +45,8 @@ class Workers:
         self._stopping = False
         self._parking: queue.SimpleQueue[None] = queue.SimpleQueue()  # one item wakes one thread
         self._threads: list[threading.Thread] = []
+        _all_workers.add(self)
+        self._add_thread()
 
     def start(self, job: Callable[[], object], done: Done, nbytes: int = 0) -> None:
         """Have a thread run `job`, which copies `nbytes`; then `done(error or None)` on the loop."""
@@ -48,10 +55,17 @@ class Workers:
             self._waiting += nbytes
             wake = self._running == 0 or (self._running < self._count and self._waiting > self._running * self._SHARE)
             self._running += wake
-        if wake:
-            if self._running > len(self._threads):
+        if not wake:
+            return
+        if self._running > len(self._threads):
+            try:
                 self._add_thread()
-            self._parking.put(None)
+            except CannotStartThread:  # those that run have one job more
+                with self._lock:
+                    self._running -= 1
+                    self._count = len(self._threads)
+                return
+        self._parking.put(None)
 
     async def run(self, job: Callable[[], object]) -> None:
         """Run `job` in a thread. A cancellation waits for it: it may be writing to memory that others get next."""
@@ -64,8 +78,12 @@ class Workers:
 
         self.start(job, done)
         await wait_out(finished.is_set, finished.wait)
-        if errors[0] is not None:
-            raise errors[0]
+        error = errors.pop()
+        try:
+            if error is not None:
+                raise error
+        finally:
+            del error  # see wait_out
 
     def stop(self) -> None:
         """End the threads after the jobs that they have."""
@@ -81,10 +99,7 @@ class Workers:
 
     def _add_thread(self) -> None:
         name = f"aiostage {self._name} {len(self._threads)}"
-        thread = threading.Thread(target=self._work, name=name, daemon=True)
-        self._threads.append(thread)
-        _all_workers.add(self)
-        thread.start()
+        self._threads.append(start_thread(self._work, name))
 
     def _work(self) -> None:
         while True:
@@ -123,6 +138,7 @@ async def wait_out(is_over: Callable[[], bool], wait: Callable[[], Awaitable[obj
 
     What is thrown into the waiting task is raised afterwards. A shield alone holds off only anyio's cancellations:
     none by asyncio's own means (`task.cancel`, `asyncio.timeout`, Ctrl-C under `asyncio.run`), nor trio's Ctrl-C.
+    `LoopPort.check_task` must have passed: what a foreign driver steps would be thrown back in here for ever.
     """
     thrown: BaseException | None = None
     while not is_over():
@@ -136,8 +152,21 @@ async def wait_out(is_over: Callable[[], bool], wait: Callable[[], Awaitable[obj
             raise
         except BaseException as error:
             thrown = error
-    if thrown is not None:
-        raise thrown
+    try:
+        if thrown is not None:
+            raise thrown
+    finally:
+        del thrown  # or it, its traceback and this frame would keep each other, and the caller's data, alive
+
+
+def start_thread(target: Callable[[], object], name: str) -> threading.Thread:
+    """:raises CannotStartThread: the system has none left for this process."""
+    thread = threading.Thread(target=target, name=name, daemon=True)
+    try:
+        thread.start()
+    except RuntimeError as error:
+        raise CannotStartThread(f"the thread '{name}' could not be started: {error}") from error
+    return thread
 
 
 _all_workers: WeakSet[Workers] = WeakSet()

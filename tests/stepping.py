@@ -102,6 +102,8 @@ class HeldWorkers(aiostage.workers.Workers):
         self.held: list[Any] = []
         self.made[name] = self
 
+    def _add_thread(self) -> None: ...
+
     def start(self, job: Callable[[], object], done: Any, nbytes: int = 0) -> None:
         self.held.append((job, done, self.watcher.starting()))
 

@@ -388,8 +388,10 @@ async def test_the_manual_protocol_never_suspends(gpu: SimulatedGpu, simulated_r
             slot.view[:] = bytes([index + 1]) * 1024
             slot.copy_to_buffer(target, index * 1024)
         fence = ring.advance()
-        await until(lambda: fence.value)  # noqa: B023
-        values.append(fence.value)
+        values.append(fence.value)  # known at once, also where a thread submits
+    assert values == sorted(set(values))
+    assert values[0] > 0
+    await until(lambda: gpu.in_flight == 3)
     assert ring.stats_nowait().bytes_in_flight == 3 * 1024
     with pytest.raises(anyio.WouldBlock):
         ring.allocate_nowait(4)

@@ -87,6 +87,7 @@ KNOWN: dict[str, Make] = {
     "slot.array().view(np.uint16)": lambda slot: slot.array().view(np.uint16),
     "slot.array().flat": lambda slot: slot.array().flat,
     'slot.array("u1,u1")["f1"]': lambda slot: slot.array("u1,u1")["f1"],
+    "np.ma.array(slot.array(), copy=False)": lambda slot: np.ma.array(slot.array(), copy=False),
 }
 THE_VIEW: dict[str, Make] = {"slot.view": lambda slot: slot.view}
 FOREIGN: dict[str, Make] = {
@@ -109,7 +110,6 @@ HIDDEN: dict[str, Make] = {
     "np.frombuffer(slot.array(), np.uint8)": lambda slot: np.frombuffer(slot.array(), np.uint8),
     "slot.array().view(np.ndarray)": lambda slot: slot.array().view(np.ndarray),
     "np.lib.stride_tricks.as_strided(slot.array())": lambda slot: np.lib.stride_tricks.as_strided(slot.array()),
-    "np.ma.array(slot.array(), copy=False)": lambda slot: np.ma.array(slot.array(), copy=False),
     "memoryview(slot.array())": lambda slot: memoryview(slot.array()),
     "(c_ubyte * 64).from_buffer(slot.array())": lambda slot: (ctypes.c_ubyte * SIZE).from_buffer(slot.array()),
     "a taker of slot.array().__array_interface__": lambda slot: PointerConsumer(slot.array()),
