@@ -22,13 +22,13 @@ from contextlib import contextmanager
 from random import Random
 from typing import Any
 
-import anyio.to_thread
 import numpy as np
 import psutil
 import wgpu
 
 import aiostage
 from aiostage import KiB, MiB
+from aiostage.threads import run_sync
 
 from . import machine
 from .arenas import LONGEST, Arenas, BufferArena, Checker, Expect, Region, TexelRegion, TextureArena
@@ -234,7 +234,7 @@ class Soak:
             memory[len(memory) // 2 :] = data[len(memory) // 2 :]
         elif luck < 0.04:
             self.events["producers in threads"] += 1
-            await anyio.to_thread.run_sync(np.copyto, memory, data)
+            await run_sync(np.copyto, memory, data)  # anyio's own would go on in a slot that was given up
         else:
             memory[:] = data
         self._maybe_raise(rng)
