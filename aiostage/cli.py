@@ -106,11 +106,11 @@ async def print_adapters() -> None:
 
     from aiostage.demo.gpu import describe, find_adapter, memory_kind
 
-    chosen = await find_adapter()
-    for adapter in await wgpu.gpu.enumerate_adapters_async():
+    chosen = find_adapter()
+    for adapter in wgpu.gpu.enumerate_adapters_sync():
         print(f"{'adapter':<15} {describe(adapter)}")
     print(f"{'chosen':<15} {describe(chosen)}")
-    async with aiostage.StagingRing(await chosen.request_device_async(), ring_count=1, buffer_size=65536) as ring:
+    async with aiostage.StagingRing(chosen.request_device_sync(), ring_count=1, buffer_size=65536) as ring:
         print(f"{'staging':<15} {memory_kind(ring)}")
 
 

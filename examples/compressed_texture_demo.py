@@ -166,10 +166,10 @@ def compose(rows: list[tuple[str, list[np.ndarray], list[int]]]) -> Image.Image:
 
 
 async def main(paths: list[Path], output: Path) -> None:
-    adapter = await find_adapter()
+    adapter = find_adapter()
     if "texture-compression-bc" not in adapter.features:
         raise SystemExit(f"{describe(adapter)} has no BC formats")
-    device = await adapter.request_device_async(required_features=["texture-compression-bc"])
+    device = adapter.request_device_sync(required_features=["texture-compression-bc"])
     print(describe(adapter))
     async with aiostage.StagingRing(device, ring_count=3, buffer_size=64 * aiostage.KiB) as ring:
         painter = Painter(ring)

@@ -110,8 +110,8 @@ def paint(scenes: list[Scene]) -> Image.Image:
 
 
 async def main(output: Path) -> None:
-    adapter = await find_adapter()
-    device = await adapter.request_device_async()
+    adapter = find_adapter()
+    device = adapter.request_device_sync()
     print(describe(adapter))
     rng = random.Random(1)
     async with aiostage.StagingRing(device, ring_count=3, buffer_size=1 * MiB) as ring:

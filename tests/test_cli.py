@@ -6,9 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import anyio
 import numpy as np
 import pytest
 import wgpu
+from misuse_cases import LOOPS
 
 import aiostage
 from aiostage import cli, doctor
@@ -55,13 +57,23 @@ def test_doctor_uploads_verifies_and_advises() -> None:
     assert "allocations waited" in advice
 
 
-async def test_doctor_would_notice_bytes_that_did_not_arrive(device: wgpu.GPUDevice) -> None:
+def test_doctor_would_notice_bytes_that_did_not_arrive(device: wgpu.GPUDevice) -> None:
     usage = wgpu.BufferUsage.COPY_DST | wgpu.BufferUsage.COPY_SRC
     buffer = device.create_buffer(size=1024, usage=usage)
     data = np.arange(256, dtype=np.uint32).view(np.uint8)
-    assert not await doctor.holds(device, buffer, data)
+    assert not doctor.holds(device, buffer, data)
     device.queue.write_buffer(buffer, 0, data)
-    assert await doctor.holds(device, buffer, data)
+    assert doctor.holds(device, buffer, data)
+
+
+@pytest.mark.blocks_loop("they ask for devices and read back, with nobody else on their loop")
+@pytest.mark.parametrize("loop", LOOPS)
+def test_info_and_doctor_need_no_loop_of_their_own(loop: str, capsys: pytest.CaptureFixture[str]) -> None:
+    anyio.run(cli.print_adapters, **LOOPS[loop])
+    assert anyio.run(doctor.run, 3, 1 << 20, **LOOPS[loop])
+    said = capsys.readouterr().out
+    assert "chosen" in said
+    assert "every byte arrived" in said
 
 
 @pytest.mark.parametrize(

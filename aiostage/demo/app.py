@@ -75,13 +75,13 @@ class Demo:
         """Stream, draw, verify, write the pictures."""
         options = self.options
         self._check()
-        self.adapter = await gpu.find_adapter()
+        self.adapter = gpu.find_adapter()
         limit = min(MAX_TILES, self.adapter.limits["max-texture-array-layers"])
         self.photos = await anyio.to_thread.run_sync(lambda: photos.survey(photos.find(options.images), limit))
         self.sizes = [(photo.width, photo.height) for photo in self.photos]
         self.planned = plan(self.sizes)
         self.progress = Progress(sum(map(len, self.planned)))
-        self.device = await gpu.open_device(self.adapter, self.progress.tiles)
+        self.device = gpu.open_device(self.adapter, self.progress.tiles)
         self.texture = create_texture(self.device, self.progress.tiles)
         async with AsyncExitStack() as stack:
             self.ring = await open_ring(stack, self.device, options)
