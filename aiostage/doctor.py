@@ -13,7 +13,8 @@ import wgpu
 
 from .advice import size_text
 from .budget import KiB, MiB, default_budget
-from .demo.gpu import describe, find_adapter, memory_kind
+from .demo.gpu import describe, find_adapter, memory_kind, open_ring
+from .demo.options import UsageError
 from .ring import StagingRing
 
 PLATFORMS = {
@@ -30,10 +31,14 @@ _COROUTINES = 8
 
 async def run(ring_count: int | None, buffer_size: int | None) -> bool:
     """Upload, verify and print; False if a byte did not arrive. Without sizes the ring chooses for the machine."""
+    if buffer_size is not None and buffer_size < min(_SIZES):
+        raise UsageError(
+            f"--buffer-size {buffer_size} is less than {min(_SIZES)} bytes, the workload's smallest upload"
+        )
     adapter = find_adapter()
     print_line("adapter", describe(adapter))
     device = adapter.request_device_sync()
-    async with StagingRing(device, ring_count, buffer_size) as ring:
+    async with open_ring(device, ring_count, buffer_size) as ring:
         budget = default_budget(ring._native)
         largest = size_text(device.limits["max-buffer-size"])
         print_line("staging", memory_kind(ring))

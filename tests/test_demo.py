@@ -72,6 +72,7 @@ def test_the_demo_needs_no_loop_of_its_own(loop: str, tmp_path: Path) -> None:
         ["no-such-image.png"],
         ["README.md"],
         ["{empty}"],
+        ["x" * 300],
     ],
     ids=str,
 )

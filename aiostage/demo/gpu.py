@@ -1,18 +1,21 @@
 """Finding the adapter, opening the device, reading textures back.
 
-All of it blocks for a moment, before or after the work, when nobody else is on the loop: what wgpu-py has for coroutines
-cannot be awaited on uvloop.
+All of it blocks for a moment, before or after the work, when nobody else is on the loop: what wgpu-py has for
+coroutines cannot be awaited on uvloop.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import numpy as np
 import wgpu
 
+from ..errors import StagingError
 from ..ring import StagingRing
 from .options import UsageError
 from .tiles import TEXEL, Pixels
@@ -37,6 +40,17 @@ def find_adapter() -> Any:
 def describe(adapter: Any) -> str:
     info = adapter.info
     return f"{info['device']} ({info['adapter_type']}, {info['backend_type']})"
+
+
+@asynccontextmanager
+async def open_ring(device: Any, ring_count: int | None, buffer_size: int | None) -> AsyncIterator[StagingRing]:
+    """A ring of the sizes that the user asked for; None is the ring's own choice. UsageError if there cannot be one."""
+    async with AsyncExitStack() as stack:
+        try:
+            ring = await stack.enter_async_context(StagingRing(device, ring_count, buffer_size))
+        except (ValueError, StagingError) as error:
+            raise UsageError(f"there cannot be such a ring: {error}") from error
+        yield ring
 
 
 def memory_kind(ring: StagingRing) -> str:
