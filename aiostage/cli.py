@@ -119,7 +119,7 @@ def run_demo(arguments: argparse.Namespace) -> int:
 def run_bench(arguments: argparse.Namespace) -> int:
     checkout = Path(__file__).resolve().parent.parent
     if not (checkout / "benchmarks").is_dir():
-        raise UsageError("the benchmarks are not installed: run this in a source checkout of aiostage")
+        raise UsageError("the benchmarks are not installed: use ./dev bench in a source checkout of aiostage")
     path = os.pathsep.join(filter(None, [str(checkout), os.environ.get("PYTHONPATH")]))
     command = [sys.executable, "-P", "-m", "benchmarks", *arguments.others]  # -P: not what lies in the user's directory
     return subprocess.run(command, env=os.environ | {"PYTHONPATH": path}).returncode
