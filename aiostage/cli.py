@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import os
 import platform
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import NoReturn
@@ -29,21 +30,60 @@ class Parser(argparse.ArgumentParser):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit status: 2 for what the user can put right, 130 for Ctrl-C."""
+    """Run one command; returns its exit status, see `exit_status`."""
+    return exit_status("aiostage", lambda: run(argv))
+
+
+def run(argv: Sequence[str] | None) -> int:
     parser = build_parser()
     arguments, others = parser.parse_known_args(argv)
     if arguments.name == "bench":
         arguments.others = others
     elif others:
         parser.error(f"unrecognized arguments: {' '.join(others)}")
+    return exit_status(f"aiostage {arguments.name}", lambda: arguments.command(arguments))
+
+
+def exit_status(program: str, command: Callable[[], int | None]) -> int:
+    """Run a command to its exit status; what was expected to go wrong gets one line on stderr, or none.
+
+    2: what the user can put right. 1: other errors of the library. 130: Ctrl-C. 141: whoever read the output has gone,
+    as `head` does.
+    """
     try:
-        return int(arguments.command(arguments))
-    except (UsageError, aiostage.StagingError) as error:
-        kind = "" if isinstance(error, UsageError) else f"{type(error).__name__}: "
-        print(f"aiostage {arguments.name}: {kind}{error}", file=sys.stderr)
-        return 2 if isinstance(error, UsageError) else 1
-    except KeyboardInterrupt:
-        return 130
+        try:
+            return command() or 0
+        finally:
+            if sys.stdout is not None:  # closed by the shell
+                sys.stdout.flush()
+    except BaseException as error:
+        cause = first_cause(error)
+        if isinstance(cause, KeyboardInterrupt):
+            return 130
+        if isinstance(cause, BrokenPipeError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes once more
+            return 141
+        if isinstance(cause, UsageError):
+            print(f"{program}: {cause}", file=sys.stderr)
+            return 2
+        if isinstance(cause, aiostage.StagingError):
+            print(f"{program}: {type(cause).__name__}: {cause}", file=sys.stderr)
+            return 1
+        raise
+
+
+def first_cause(error: BaseException) -> BaseException:
+    """Of the exceptions that ended several tasks, the one to report: an interrupt, else the user's, else the first."""
+
+    def leaves(error: BaseException) -> Iterator[BaseException]:
+        if isinstance(error, BaseExceptionGroup):
+            for inner in error.exceptions:
+                yield from leaves(inner)
+        else:
+            yield error
+
+    ranks = (KeyboardInterrupt, UsageError)
+    return min(leaves(error), key=lambda error: [not isinstance(error, rank) for rank in ranks])
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -79,8 +119,10 @@ def run_demo(arguments: argparse.Namespace) -> int:
 def run_bench(arguments: argparse.Namespace) -> int:
     checkout = Path(__file__).resolve().parent.parent
     if not (checkout / "benchmarks").is_dir():
-        raise UsageError("the benchmarks are not installed: run this in a source checkout of aiostage")
-    return subprocess.run([sys.executable, "-m", "benchmarks", *arguments.others], cwd=checkout).returncode
+        raise UsageError("the benchmarks are not installed: use ./dev bench in a source checkout of aiostage")
+    path = os.pathsep.join(filter(None, [str(checkout), os.environ.get("PYTHONPATH")]))
+    command = [sys.executable, "-P", "-m", "benchmarks", *arguments.others]  # -P: not what lies in the user's directory
+    return subprocess.run(command, env=os.environ | {"PYTHONPATH": path}).returncode
 
 
 def run_info(arguments: argparse.Namespace) -> int:
@@ -106,11 +148,11 @@ async def print_adapters() -> None:
 
     from aiostage.demo.gpu import describe, find_adapter, memory_kind
 
-    chosen = await find_adapter()
-    for adapter in await wgpu.gpu.enumerate_adapters_async():
+    chosen = find_adapter()
+    for adapter in wgpu.gpu.enumerate_adapters_sync():
         print(f"{'adapter':<15} {describe(adapter)}")
     print(f"{'chosen':<15} {describe(chosen)}")
-    async with aiostage.StagingRing(await chosen.request_device_async(), ring_count=1, buffer_size=65536) as ring:
+    async with aiostage.StagingRing(chosen.request_device_sync(), ring_count=1, buffer_size=65536) as ring:
         print(f"{'staging':<15} {memory_kind(ring)}")
 
 

@@ -13,7 +13,8 @@ import wgpu
 
 from .advice import size_text
 from .budget import KiB, MiB, default_budget
-from .demo.gpu import describe, find_adapter, memory_kind
+from .demo.gpu import describe, find_adapter, memory_kind, open_ring
+from .demo.options import UsageError
 from .ring import StagingRing
 
 PLATFORMS = {
@@ -30,10 +31,14 @@ _COROUTINES = 8
 
 async def run(ring_count: int | None, buffer_size: int | None) -> bool:
     """Upload, verify and print; False if a byte did not arrive. Without sizes the ring chooses for the machine."""
-    adapter = await find_adapter()
+    if buffer_size is not None and buffer_size < min(_SIZES):
+        raise UsageError(
+            f"--buffer-size {buffer_size} is less than {min(_SIZES)} bytes, the workload's smallest upload"
+        )
+    adapter = find_adapter()
     print_line("adapter", describe(adapter))
-    device = await adapter.request_device_async()
-    async with StagingRing(device, ring_count, buffer_size) as ring:
+    device = adapter.request_device_sync()
+    async with open_ring(device, ring_count, buffer_size) as ring:
         budget = default_budget(ring._native)
         largest = size_text(device.limits["max-buffer-size"])
         print_line("staging", memory_kind(ring))
@@ -84,7 +89,7 @@ async def work(ring: StagingRing) -> bool:
     print_line(
         "fences", f"{stats.fence_latency_p50 * 1e3:.2f} ms at p50, {stats.fence_latency_p99 * 1e3:.2f} ms at p99"
     )
-    arrived = await holds(ring.device, buffer, data)
+    arrived = holds(ring.device, buffer, data)
     print_line("verified", "every byte arrived" if arrived else "NO: the buffer does not hold what was uploaded")
     return arrived
 
@@ -100,16 +105,8 @@ def cut() -> Iterator[tuple[int, int]]:
         start = end
 
 
-async def holds(device: Any, buffer: Any, data: Any) -> bool:
-    copy = device.create_buffer(size=buffer.size, usage=wgpu.BufferUsage.COPY_DST | wgpu.BufferUsage.MAP_READ)
-    encoder = device.create_command_encoder()
-    encoder.copy_buffer_to_buffer(buffer, 0, copy, 0, buffer.size)
-    device.queue.submit([encoder.finish()])
-    await copy.map_async("READ")
-    try:
-        return bool(np.array_equal(np.frombuffer(copy.read_mapped(copy=False), np.uint8), data))
-    finally:
-        copy.unmap()
+def holds(device: Any, buffer: Any, data: Any) -> bool:
+    return bool(np.array_equal(np.frombuffer(device.queue.read_buffer(buffer), np.uint8), data))
 
 
 def print_line(name: str, text: str) -> None:

@@ -30,7 +30,7 @@ from .errors import AllocationTooLarge, PoolClosed, RangeReleased, RangesStillAl
 from .fences import Fence, FenceTracker
 from .freespace import FreeSpace, class_of, fitting_class
 from .native import Native, connect
-from .workers import Workers
+from .threads import run_sync
 
 SMALLEST, LARGEST = 64, 8 * MiB
 """Sizes of the first and the last bucket, in bytes."""
@@ -624,7 +624,7 @@ class BufferPool:
         """Copy, then switch over; returns the sizes of the ranges that were moved, once the GPU is done."""
         try:
             if self._native.submit_blocks:
-                fence = await self._copy_in_thread(moves, tracker)
+                fence = await run_sync(self._copy, moves, tracker)
             else:
                 fence = self._copy(moves, tracker)
         except BaseException:
@@ -633,17 +633,6 @@ class BufferPool:
         moved = self._switch(moves, round)
         await fence
         return moved
-
-    async def _copy_in_thread(self, moves: list[_Move], tracker: FenceTracker) -> Fence:
-        # Not anyio's thread: asyncio's own cancellations do not wait for that, and places that it copies to would be
-        # somebody else's before it has submitted.
-        fences: list[Fence] = []
-        workers = Workers(tracker.port, 1, "pool")
-        try:
-            await workers.run(lambda: fences.append(self._copy(moves, tracker)))
-        finally:
-            workers.stop()
-        return fences[0]
 
     def _copy(self, moves: list[_Move], tracker: FenceTracker) -> Fence:
         unit = self.alignment

@@ -1,10 +1,12 @@
-"""`python -m benchmarks [NAME …] [--quick] [--software]`: measure, print, and keep the raw figures."""
+"""`python -m benchmarks NAME … [--quick] [--out PATH]`: measure, print, and keep the raw figures if asked to."""
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import importlib
+import sys
+
+from aiostage.cli import Parser, exit_status, require
 
 from . import machine
 
@@ -12,27 +14,37 @@ NAMES = ("fences", "costs", "calls", "throughput", "textures", "pools", "views")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="benchmarks", description=__doc__)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"which ones: {', '.join(NAMES)}; default all")
-    parser.add_argument("--quick", action="store_true", help="fewer repetitions; under two minutes")
-    parser.add_argument("--software", action="store_true", help="the software adapter, also where there is a GPU")
+    parser = Parser(prog="benchmarks", description="Measure aiostage and its peers, and print the figures.")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"which ones: {', '.join(NAMES)}; or all")
+    parser.add_argument("--quick", action="store_true", help="fewer repetitions; all of them in under two minutes")
     parser.add_argument("--uvloop", action="store_true", help="on uvloop in place of asyncio's own loop")
+    machine.add_arguments(parser)
+    if len(sys.argv) == 1:
+        parser.print_help()
+        return
     arguments = parser.parse_args()
-    unknown = set(arguments.names) - set(NAMES)
+    names = NAMES if arguments.names == ["all"] else tuple(arguments.names)
+    if not names:
+        parser.error(f"which ones? {', '.join(NAMES)}; or all")
+    unknown = set(names) - set(NAMES)
     if unknown:
-        parser.error(f"no such benchmark: {', '.join(sorted(unknown))}; there are {', '.join(NAMES)}")
+        parser.error(f"no such benchmark: {', '.join(sorted(unknown))}; there are {', '.join(NAMES)}; or all")
+    if len(names) > 1 and machine.is_file(arguments.out):
+        parser.error(f"--out {arguments.out}: a file holds one benchmark's figures; name a directory for several")
+    require("bench", {"psutil": "psutil"} | ({"uvloop": "uvloop"} if arguments.uvloop else {}))
+    machine.check_out(arguments.out)
     runner = asyncio.run
     if arguments.uvloop:
         import uvloop
 
         runner = uvloop.run
-    for name in arguments.names or NAMES:
+    for name in names:
         device = machine.open_device(arguments.software)
         print(f"{name} on {device.adapter.summary}", flush=True)
         kind = f"{name}-uvloop" if arguments.uvloop else name
         figures = runner(importlib.import_module(f".{name}", __package__).run(device, arguments.quick))
-        print(f"\nraw figures: {machine.save(kind, device, figures)}")
+        machine.save(arguments.out, kind, device, figures)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_status("benchmarks", main))

@@ -82,7 +82,7 @@ async def submit_while_pending(tracker: aiostage.FenceTracker, work: GpuWork, ro
         work.device.queue.submit([command_buffer])
         times.append(time.perf_counter() - started)
         await fence
-        await promise
+        promise.sync_wait()  # which cannot be awaited on uvloop
     return spread(times, 1e3)
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
 import statistics
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,16 +17,34 @@ import wgpu
 from wgpu.backends.wgpu_native import lib_version_info
 
 import aiostage
+from aiostage.demo.gpu import find_adapter
+from aiostage.demo.options import UsageError
 
 RESULTS = Path(__file__).parent / "results"
 
 
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What every program that measures takes."""
+    parser.add_argument("--software", action="store_true", help="the software adapter, also where there is a GPU")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="PATH",
+        help="keep the raw figures, in this .json file or in this directory; by default they are only printed",
+    )
+
+
 def open_device(software: bool = False) -> wgpu.GPUDevice:
-    """The fastest adapter's device, or the software one's; with large buffers and host-cached staging if it can."""
+    """The fastest adapter's device, or the software one's; with large buffers and host-cached staging if it can.
+
+    :raises UsageError: there is none.
+    """
+    adapter = find_adapter()
     if software:
-        adapter = next(a for a in wgpu.gpu.enumerate_adapters_sync() if a.info["adapter_type"] == "CPU")
-    else:
-        adapter = wgpu.gpu.request_adapter_sync(power_preference="high-performance")
+        adapters = wgpu.gpu.enumerate_adapters_sync()
+        adapter = next((a for a in adapters if a.info["adapter_type"] == "CPU"), None)
+        if adapter is None:
+            raise UsageError("no software adapter found (on Debian: apt-get install mesa-vulkan-drivers)")
     features = {"mappable-primary-buffers"} & set(adapter.features)
     limits = {"max-buffer-size": min(1 << 30, adapter.limits["max-buffer-size"])}
     return adapter.request_device_sync(required_features=sorted(features), required_limits=limits)
@@ -63,13 +81,34 @@ def name(device: wgpu.GPUDevice) -> str:
     return next((word for word in words if word not in {"nvidia", "amd", "intel", "geforce"}), "gpu")
 
 
-def save(kind: str, device: wgpu.GPUDevice, figures: dict[str, Any]) -> Path:
-    """Write the raw JSON; returns where."""
-    folder = Path(os.environ.get("AIOSTAGE_RESULTS", RESULTS))
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{name(device)}-{kind}.json"
+def is_file(out: Path | None) -> bool:
+    """Whether `--out` names a file, not a directory."""
+    return out is not None and out.suffix == ".json"
+
+
+def check_out(out: Path | None) -> None:
+    """Refuse an `--out` that cannot be written to, before anything is measured; its directory is made.
+
+    :raises UsageError: it cannot.
+    """
+    if out is None:
+        return
+    folder = out.parent if is_file(out) else out
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"--out {out}: {error.strerror}") from error
+    if not os.access(folder, os.W_OK) or (is_file(out) and out.is_dir()):
+        raise UsageError(f"--out {out}: cannot be written to")
+
+
+def save(out: Path | None, kind: str, device: wgpu.GPUDevice, figures: dict[str, Any]) -> None:
+    """Keep the raw figures as JSON in this file, or in this directory under the machine's name; or not at all."""
+    if out is None:
+        return
+    path = out if is_file(out) else out / f"{name(device)}-{kind}.json"
     path.write_text(json.dumps({"machine": describe(device), "figures": figures}, indent=1) + "\n")
-    return path
+    print(f"\nraw figures: {path}")
 
 
 def spread(values: Sequence[float], scale: float = 1.0) -> dict[str, float]:
@@ -126,5 +165,5 @@ def print_table(title: str, rows: Sequence[Sequence[object]], header: Sequence[s
     widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
     print(f"\n{title}")
     for row in cells:
-        print("  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
-    sys.stdout.flush()
+        line = "  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        print(line.rstrip(), flush=True)

@@ -6,9 +6,12 @@ The tables and plots of docs/performance.md, and the soak's table in docs/reliab
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
+
+from aiostage.cli import Parser, exit_status
 
 from . import calls, costs, fences, pools, soak, textures, throughput
 from .machine import RESULTS
@@ -20,6 +23,7 @@ MACHINES = {"h100": "H100", "llvmpipe": "llvmpipe"}
 
 
 def main() -> None:
+    Parser(prog="report", description=__doc__.partition("\n")[2].strip()).parse_args()
     PAGE.write_text(page(PAGE.read_text(), sections()))
     RELIABILITY.write_text(page(RELIABILITY.read_text(), soaks()))
     for machine in MACHINES:
@@ -105,4 +109,4 @@ def plot(machine: str) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_status("report", main))

@@ -11,7 +11,6 @@ A seed fixes what is uploaded, not how the coroutines take turns.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import gc
 import sys
@@ -19,16 +18,19 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from random import Random
 from typing import Any
 
-import anyio.to_thread
 import numpy as np
 import psutil
 import wgpu
 
 import aiostage
 from aiostage import KiB, MiB
+from aiostage.cli import Parser, exit_status
+from aiostage.demo.options import parse_count, parse_minutes
+from aiostage.threads import run_sync
 
 from . import machine
 from .arenas import LONGEST, Arenas, BufferArena, Checker, Expect, Region, TexelRegion, TextureArena
@@ -76,7 +78,7 @@ class Soak:
 
         async with asyncio.timeout(max(60, end - time.monotonic() + 60)):  # nothing may hang
             async with asyncio.TaskGroup() as group:
-                for _ in range(coroutines):
+                for _ in range(min(coroutines, until - self.uploads)):
                     group.create_task(work(Random(rng.random())))
             await self.buffers.check_all()
             await self.textures.check_all()
@@ -234,7 +236,7 @@ class Soak:
             memory[len(memory) // 2 :] = data[len(memory) // 2 :]
         elif luck < 0.04:
             self.events["producers in threads"] += 1
-            await anyio.to_thread.run_sync(np.copyto, memory, data)
+            await run_sync(np.copyto, memory, data)  # anyio's own would go on in a slot that was given up
         else:
             memory[:] = data
         self._maybe_raise(rng)
@@ -307,7 +309,6 @@ async def run(
             await soak.round(coroutines, uploads * (number + 1) // rounds, end, Random(rng.random()))
             samples.append(await sample(soak, checker, time.monotonic() - started))
             say(progress(samples[-1], uploads))
-            sys.stdout.flush()
             if time.monotonic() >= end:
                 break
         stats = ring.stats_nowait()
@@ -438,22 +439,25 @@ def report(figures: dict[str, Any]) -> bool:
     return all(ok for ok, _ in verdict(figures).values())
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="soak", description=__doc__.partition("\n")[0])
-    parser.add_argument("--uploads", type=int, default=1_000_000, help="how many (default: a million)")
-    parser.add_argument("--coroutines", type=int, default=500, help="that upload at the same time (default: 500)")
-    parser.add_argument("--seed", type=int, default=1, help="of what is uploaded (default: 1)")
-    parser.add_argument("--minutes", type=float, default=60, help="stop after so long, whatever was done (default: 60)")
-    parser.add_argument("--software", action="store_true", help="the software adapter, also where there is a GPU")
+def main() -> int:
+    parser = Parser(prog="soak", description=__doc__.partition("\n")[0])
+    parser.add_argument("--uploads", type=parse_count, default=1_000_000, help="how many (default: a million)")
+    parser.add_argument("--coroutines", type=parse_count, default=500, help="that upload at a time (default: 500)")
+    parser.add_argument("--seed", type=parse_count, default=1, help="of what is uploaded (default: 1)")
+    parser.add_argument(
+        "--minutes", type=parse_minutes, default=60, help="stop after so long, whatever was done (default: 60)"
+    )
+    machine.add_arguments(parser)
     arguments = parser.parse_args()
+    machine.check_out(arguments.out)
     device = machine.open_device(arguments.software)
     print(f"soak on {device.adapter.summary}", flush=True)
     uploads, coroutines, seed, minutes = arguments.uploads, arguments.coroutines, arguments.seed, arguments.minutes
-    figures = asyncio.run(run(device, uploads, coroutines, seed, minutes))
+    figures = asyncio.run(run(device, uploads, coroutines, seed, minutes, say=partial(print, flush=True)))
     all_is_well = report(figures)
-    print(f"\nraw figures: {machine.save('soak', device, figures)}")
-    sys.exit(not all_is_well)
+    machine.save(arguments.out, "soak", device, figures)
+    return 0 if all_is_well else 1
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_status("soak", main))

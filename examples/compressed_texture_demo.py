@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import struct
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 import aiostage
 import aiostage.textures
+from aiostage.cli import exit_status
 from aiostage.demo import photos
 from aiostage.demo.gpu import describe, find_adapter
 
@@ -166,17 +168,24 @@ def compose(rows: list[tuple[str, list[np.ndarray], list[int]]]) -> Image.Image:
 
 
 async def main(paths: list[Path], output: Path) -> None:
-    adapter = await find_adapter()
+    adapter = find_adapter()
     if "texture-compression-bc" not in adapter.features:
         raise SystemExit(f"{describe(adapter)} has no BC formats")
-    device = await adapter.request_device_async(required_features=["texture-compression-bc"])
+    device = adapter.request_device_sync(required_features=["texture-compression-bc"])
     print(describe(adapter))
     async with aiostage.StagingRing(device, ring_count=3, buffer_size=64 * aiostage.KiB) as ring:
         painter = Painter(ring)
         with tempfile.TemporaryDirectory() as folder:
             rows = [await stream_photo(painter, path, Path(folder)) for path in paths]
-    compose(rows).save(output)
+    photos.write(compose(rows), output)
     print(f"wrote {output}")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    chosen = photos.find(arguments.photographs)
+    if not (arguments.photographs or arguments.all):
+        chosen = [path for path in chosen if path.name in SHOWN_BY_DEFAULT]
+    anyio.run(main, chosen, arguments.output)
 
 
 if __name__ == "__main__":
@@ -185,6 +194,4 @@ if __name__ == "__main__":
     parser.add_argument("--all", action="store_true", help="all photographs that scikit-image ships; default: four")
     parser.add_argument("--output", type=Path, default=Path("compressed_textures.png"))
     arguments = parser.parse_args()
-    bundled = [path for path in photos.bundled() if arguments.all or path.name in SHOWN_BY_DEFAULT]
-    chosen = arguments.photographs or bundled
-    anyio.run(main, chosen, arguments.output)
+    sys.exit(exit_status(parser.prog, lambda: run(arguments)))

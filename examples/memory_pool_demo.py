@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import random
+import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +20,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 import aiostage
 from aiostage import KiB, MiB
+from aiostage.cli import exit_status
+from aiostage.demo import photos
 from aiostage.demo.gpu import describe, find_adapter
 from aiostage.pools import BufferPool, BufferRange, PoolStatistics
 
@@ -110,8 +113,8 @@ def paint(scenes: list[Scene]) -> Image.Image:
 
 
 async def main(output: Path) -> None:
-    adapter = await find_adapter()
-    device = await adapter.request_device_async()
+    adapter = find_adapter()
+    device = adapter.request_device_sync()
     print(describe(adapter))
     rng = random.Random(1)
     async with aiostage.StagingRing(device, ring_count=3, buffer_size=1 * MiB) as ring:
@@ -136,11 +139,12 @@ async def main(output: Path) -> None:
         for range_ in filled:
             range_.release()
         pool.close()
-    paint(scenes).save(output)
+    photos.write(paint(scenes), output)
     print(f"wrote {output}")
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, default=Path("memory_pool.png"))
-    anyio.run(main, parser.parse_args().output)
+    arguments = parser.parse_args()
+    sys.exit(exit_status(parser.prog, lambda: anyio.run(main, arguments.output)))

@@ -2,24 +2,41 @@
 
 from __future__ import annotations
 
+import json
+import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import anyio
 import numpy as np
 import pytest
 import wgpu
+from misuse_cases import LOOPS
 
 import aiostage
 from aiostage import cli, doctor
 from aiostage.demo.options import UsageError
+from benchmarks import machine
 
 ROOT = Path(__file__).parent.parent
 
 
+CLI = ["-m", "aiostage.cli"]
+
+
+def python(
+    *arguments: str, environment: dict[str, str] | None = None, cwd: Path = ROOT, **options: Any
+) -> subprocess.CompletedProcess[str]:
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | options
+    environment = os.environ | {"PYTHONASYNCIODEBUG": ""} | (environment or {})  # debug mode writes to stderr
+    command = [sys.executable, *arguments]
+    return subprocess.run(command, text=True, timeout=120, cwd=cwd, check=False, env=environment, **streams)
+
+
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "aiostage.cli", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=ROOT, check=False)
+    return python(*CLI, *arguments)
 
 
 def test_version() -> None:
@@ -55,31 +72,150 @@ def test_doctor_uploads_verifies_and_advises() -> None:
     assert "allocations waited" in advice
 
 
-async def test_doctor_would_notice_bytes_that_did_not_arrive(device: wgpu.GPUDevice) -> None:
+def test_doctor_would_notice_bytes_that_did_not_arrive(device: wgpu.GPUDevice) -> None:
     usage = wgpu.BufferUsage.COPY_DST | wgpu.BufferUsage.COPY_SRC
     buffer = device.create_buffer(size=1024, usage=usage)
     data = np.arange(256, dtype=np.uint32).view(np.uint8)
-    assert not await doctor.holds(device, buffer, data)
+    assert not doctor.holds(device, buffer, data)
     device.queue.write_buffer(buffer, 0, data)
-    assert await doctor.holds(device, buffer, data)
+    assert doctor.holds(device, buffer, data)
+
+
+@pytest.mark.blocks_loop("they ask for devices and read back, with nobody else on their loop")
+@pytest.mark.parametrize("loop", LOOPS)
+def test_info_and_doctor_need_no_loop_of_their_own(loop: str, capsys: pytest.CaptureFixture[str]) -> None:
+    anyio.run(cli.print_adapters, **LOOPS[loop])
+    assert anyio.run(doctor.run, 3, 1 << 20, **LOOPS[loop])
+    said = capsys.readouterr().out
+    assert "chosen" in said
+    assert "every byte arrived" in said
+
+
+SOAK = ["-m", "benchmarks.soak"]
+BENCH, DOCTOR = [*CLI, "bench"], [*CLI, "doctor"]
 
 
 @pytest.mark.parametrize(
-    "arguments",
-    [[], ["nonsense"], ["demo", "--nonsense"], ["info", "--nonsense"], ["doctor", "--ring-count", "0"]],
-    ids=str,
+    "command",
+    [
+        CLI,
+        [*CLI, "nonsense"],
+        [*CLI, "demo", "--nonsense"],
+        [*CLI, "info", "--nonsense"],
+        [*DOCTOR, "--ring-count", "0"],
+        [*DOCTOR, "--ring-count", "1000000"],
+        [*DOCTOR, "--ring-count", "4", "--buffer-size", "200M"],
+        [*DOCTOR, "--buffer-size", "7"],
+        [*DOCTOR, "--buffer-size", "4098"],
+        [*DOCTOR, "--buffer-size", "1000000G"],
+        [*BENCH, "nonsense"],
+        [*BENCH, "--quick"],
+        [*BENCH, "fences", "--out", "/dev/null/results"],
+        [*BENCH, "fences", "calls", "--out", "both.json"],
+        [*SOAK, "--uploads", "0"],
+        [*SOAK, "--coroutines", "-1"],
+        [*SOAK, "--seed", "-1"],
+        [*SOAK, "--minutes", "0"],
+        [*SOAK, "--minutes", "nan"],
+        [*SOAK, "--out", "/dev/null/results"],
+    ],
+    ids=lambda command: " ".join(command[1:]),
 )
-def test_what_it_does_not_know_gets_one_line_and_status_2(arguments: list[str]) -> None:
-    refused = run(*arguments)
-    assert refused.returncode == 2
-    assert refused.stdout == ""
+def test_what_it_cannot_do_gets_one_line_and_status_2(command: list[str]) -> None:
+    refused = python(*command)
+    assert refused.returncode == 2, refused.stderr
+    assert len(refused.stdout.splitlines()) <= 1  # the doctor says first which adapter it is on
     assert len(refused.stderr.splitlines()) == 1, refused.stderr
 
 
-def test_bench_passes_its_arguments_on_to_the_checkouts_benchmarks() -> None:
-    helped = run("bench", "--help")
+@pytest.mark.parametrize(
+    "command",
+    [
+        [*CLI, "info"],
+        DOCTOR,
+        [*BENCH, "calls"],
+        [*BENCH, "calls", "--software"],
+        SOAK,
+        ["examples/memory_pool_demo.py"],
+        ["examples/compressed_texture_demo.py"],
+    ],
+    ids=" ".join,
+)
+def test_without_an_adapter_there_is_one_line_and_status_2(command: list[str]) -> None:
+    hidden = dict.fromkeys(("VK_ICD_FILENAMES", "VK_DRIVER_FILES", "__EGL_VENDOR_LIBRARY_FILENAMES"), "/nonexistent")
+    refused = python(*command, environment=hidden)
+    assert refused.returncode == 2, refused.stderr
+    assert "no usable GPU adapter" in refused.stderr
+    assert len(refused.stderr.splitlines()) == 1, refused.stderr
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a pipe without a reader is another error there")
+@pytest.mark.parametrize("unbuffered", ["", "1"], ids=["at its end", "at once"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        [*CLI, "--help"],
+        [*CLI, "info"],
+        DOCTOR,
+        [*CLI, "demo", "--frames", "2", "--output", "{tmp}"],
+        [*BENCH, "--help"],
+        [*BENCH, "calls", "--quick"],
+        [*SOAK, "--uploads", "200"],
+        ["-m", "benchmarks.report", "--help"],
+        ["examples/memory_pool_demo.py", "--output", "{tmp}/pool.png"],
+    ],
+    ids=" ".join,
+)
+def test_who_reads_no_further_ends_it_without_a_word(command: list[str], unbuffered: str, tmp_path: Path) -> None:
+    """`| head -1` or a pager that is left: what is printed then finds nobody."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    arguments = [argument.format(tmp=tmp_path) for argument in command]
+    ended = python(*arguments, environment={"PYTHONUNBUFFERED": unbuffered}, stdout=writer)
+    os.close(writer)
+    assert ended.stderr == ""
+    if not (unbuffered and "--help" in command):  # argparse itself lets those errors pass, and all is well
+        assert ended.returncode == 141
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="its shells cannot start a program without an output")
+@pytest.mark.parametrize(
+    "command", [[*CLI, "info"], [*CLI, "demo", "--frames", "2", "--output", "{tmp}"]], ids=" ".join
+)
+def test_a_closed_output_is_no_error(command: list[str], tmp_path: Path) -> None:
+    arguments = [argument.format(tmp=tmp_path) for argument in command]
+    ended = python(*arguments, preexec_fn=lambda: os.close(1))
+    assert (ended.returncode, ended.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"]], ids=str)
+def test_bench_without_a_name_prints_help_and_measures_nothing(arguments: list[str]) -> None:
+    helped = run("bench", *arguments)
     assert helped.returncode == 0, helped.stderr
     assert "usage: benchmarks" in helped.stdout
+    assert "--out" in helped.stdout
+
+
+def test_a_benchmark_writes_where_it_was_told_to_and_nowhere_else(tmp_path: Path) -> None:
+    def kept() -> dict[Path, int]:
+        return {path: path.stat().st_mtime_ns for path in (ROOT / "benchmarks" / "results").rglob("*.json")}
+
+    before = kept()
+    printed = python(*BENCH, "calls", "--quick", cwd=tmp_path)
+    assert printed.returncode == 0, printed.stderr
+    assert not list(tmp_path.iterdir())
+    written = python(*BENCH, "calls", "--quick", "--out", "here/calls.json", cwd=tmp_path)
+    assert written.returncode == 0, written.stderr
+    assert json.loads((tmp_path / "here" / "calls.json").read_text()).keys() == {"machine", "figures"}
+    assert kept() == before
+
+
+def test_figures_of_several_benchmarks_go_into_a_directory(device: wgpu.GPUDevice, tmp_path: Path) -> None:
+    for kind in ("calls", "pools"):
+        machine.check_out(tmp_path / "new")
+        machine.save(tmp_path / "new", kind, device, {"of": kind})
+    names = {path.name for path in (tmp_path / "new").iterdir()}
+    assert names == {f"{machine.name(device)}-{kind}.json" for kind in ("calls", "pools")}
 
 
 def test_bench_outside_a_checkout_says_where_benchmarks_are(

@@ -10,15 +10,17 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import anyio
 import numpy as np
 import pytest
+from misuse_cases import LOOPS
 from PIL import Image
 
 from aiostage import MiB, StagingRing
-from aiostage.demo.app import create_texture
+from aiostage.demo.app import Demo, create_texture
 from aiostage.demo.mosaic import WIDTH, arrange
 from aiostage.demo.observe import Sample
-from aiostage.demo.options import parse_size
+from aiostage.demo.options import Options, parse_size
 from aiostage.demo.photos import decode, survey
 from aiostage.demo.tiles import TILE, count_tiles, cut, interleave, plan, reassemble
 from aiostage.demo.timeline import Recording
@@ -51,6 +53,14 @@ def test_the_demo_streams_the_users_own_images(tmp_path: Path) -> None:
     assert run.stdout.startswith("1 photograph")
 
 
+@pytest.mark.blocks_loop("it makes shaders and reads back")
+@pytest.mark.parametrize("loop", LOOPS)
+def test_the_demo_needs_no_loop_of_its_own(loop: str, tmp_path: Path) -> None:
+    image = tmp_path / "noise.png"
+    Image.effect_noise((300, 200), 50).save(image)
+    assert anyio.run(Demo(Options((image,), frames=2, output=tmp_path)).run, **LOOPS[loop]) == 0
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -62,6 +72,7 @@ def test_the_demo_streams_the_users_own_images(tmp_path: Path) -> None:
         ["no-such-image.png"],
         ["README.md"],
         ["{empty}"],
+        ["x" * 300],
     ],
     ids=str,
 )

@@ -3,38 +3,72 @@
 from __future__ import annotations
 
 import ast
-import asyncio
+import importlib.util
 import inspect
 import re
 import subprocess
 import sys
 import types
 from pathlib import Path
+from typing import Any
 
+import anyio
+import numpy as np
 import pytest
+import wgpu
+from misuse_cases import LOOPS
 
+import aiostage
 from aiostage import cli
+from aiostage.demo import photos
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted(path for path in (ROOT / "docs").glob("*.md") if path.name != "index.md")
+EXAMPLES = {"memory_pool_demo": (), "compressed_texture_demo": (photos.bundled()[:1],)}
+"""With the arguments of their `main`, but for the picture; `test_demo.py` has the third."""
 
 
 def blocks(page: Path) -> list[str]:
     return re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
 
 
-@pytest.mark.blocks_loop("the pages ask for devices and read back, and wait")
-@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)], ids=lambda page: page.name)
-def test_a_page_runs_from_top_to_bottom_in_one_session(page: Path) -> None:
-    async def session() -> None:
-        namespace: dict[str, object] = {}
-        for block in blocks(page):
-            code = compile(block, str(page), "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
-            pending = types.FunctionType(code, namespace)()
-            if inspect.isawaitable(pending):
-                await pending
+async def run_blocks(page: Path, namespace: dict[str, Any]) -> None:
+    for block in blocks(page):
+        code = compile(block, str(page), "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+        pending = types.FunctionType(code, namespace)()
+        if inspect.isawaitable(pending):
+            await pending
 
-    asyncio.run(session())
+
+@pytest.mark.blocks_loop("the pages ask for devices and read back, and wait")
+@pytest.mark.parametrize("loop", LOOPS)
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)], ids=lambda page: page.name)
+def test_a_page_runs_from_top_to_bottom_in_one_session(page: Path, loop: str) -> None:
+    anyio.run(run_blocks, page, {}, **LOOPS[loop])
+
+
+@pytest.mark.blocks_loop("it opens a ring")
+@pytest.mark.parametrize("loop", LOOPS)
+def test_the_block_of_the_first_page_runs(loop: str, device: wgpu.GPUDevice) -> None:
+    """It shows the library alone: the rest is the reader's."""
+    data = np.zeros((1000, 3), np.float32)
+    buffer = device.create_buffer(size=data.nbytes, usage=wgpu.BufferUsage.COPY_DST)
+    readers = {"aiostage": aiostage, "np": np, "device": device, "buffer": buffer, "data": data, "points": data}
+    anyio.run(run_blocks, ROOT / "docs" / "index.md", readers, **LOOPS[loop])
+
+
+@pytest.mark.blocks_loop("the examples encode, draw and read back")
+@pytest.mark.parametrize("loop", LOOPS)
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_an_example_runs(name: str, loop: str, tmp_path: Path) -> None:
+    spec = importlib.util.spec_from_file_location(name, ROOT / "examples" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    example = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(example)
+    picture = tmp_path / "picture.png"
+    anyio.run(example.main, *EXAMPLES[name], picture, **LOOPS[loop])
+    assert picture.stat().st_size > 10_000
 
 
 def test_the_commands_of_the_migration_page_exist() -> None:
@@ -52,11 +86,18 @@ def test_the_commands_of_the_migration_page_exist() -> None:
             assert (ROOT / path).is_file(), path
 
 
-def test_the_first_program_of_the_readme_runs_as_pasted(tmp_path: Path) -> None:
-    program = blocks(ROOT / "README.md")[0]
-    assert len(program.strip().splitlines()) <= 15
+@pytest.mark.parametrize(
+    "program", ["asyncio.run(main())", "import uvloop; uvloop.run(main())", "import trio; trio.run(main)"]
+)
+def test_the_first_program_of_the_readme_runs_as_pasted_and_on_the_loops_that_it_names(
+    program: str, tmp_path: Path
+) -> None:
+    pasted = blocks(ROOT / "README.md")[0]
+    assert len(pasted.strip().splitlines()) <= 15
+    last = pasted.strip().splitlines()[-1]
+    assert last == "asyncio.run(main())  # or uvloop.run(main()), or trio.run(main)"
     script = tmp_path / "first.py"
-    script.write_text(program)
+    script.write_text(pasted.replace(last, program))
     run = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=120, cwd=ROOT)
     assert run.returncode == 0, run.stderr
     assert "done" in run.stdout

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+from collections import Counter
 from random import Random
 from typing import Any
 
 import numpy as np
 import pytest
 import wgpu
+from simulated import turns, until
 
 import aiostage
 from aiostage import KiB, MiB
@@ -36,6 +39,29 @@ async def test_a_soak_ends_when_its_time_is_over(device: wgpu.GPUDevice) -> None
     figures = await soak.run(device, 1_000_000, coroutines=20, minutes=0.3 / 60, arena_bytes=4 * MiB, say=str)
     assert 0 < figures["uploads"] < 1_000_000
     assert soak.verdict(figures)["contents"][0]
+
+
+async def test_a_producer_that_is_cancelled_has_its_thread_done_with_the_slot(monkeypatch: pytest.MonkeyPatch) -> None:
+    may_copy, copying = threading.Event(), threading.Event()
+
+    def held(memory: Any, data: Any) -> None:
+        copying.set()
+        may_copy.wait(30)
+
+    monkeypatch.setattr(np, "copyto", held)
+    producer = soak.Soak.__new__(soak.Soak)
+    producer.events = Counter()
+    rng = Random()
+    monkeypatch.setattr(rng, "random", lambda: 0.03)  # produces in a thread
+    task = asyncio.ensure_future(producer._produce(np.zeros(4), np.ones(4), rng))
+    await until(copying.is_set)
+    task.cancel()
+    await turns()
+    ended_early = task.done()
+    may_copy.set()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert not ended_early
 
 
 # -- the judge --

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 import struct
 import sys
+import threading
 import time
 import tracemalloc
 import types
+from collections import Counter
+from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +22,9 @@ import pytest
 import texture2ddecoder
 import wgpu
 from containers import dds, ktx2
+from misuse_cases import LOOPS
 from readback import read_texture
-from simulated import SimulatedGpu, SimulatedTexture
+from simulated import SimulatedGpu, SimulatedTexture, turns, until
 
 import aiostage
 from aiostage import InvalidTexture, UnsupportedTexture, textures
@@ -417,3 +422,172 @@ def mutated(rng: random.Random, seed: bytes) -> bytes:
             case _:
                 file[at:at] = rng.randbytes(rng.randint(1, 3)) if rng.random() < 0.2 else b""
     return bytes(file)
+
+
+# -- cancelled while a thread reads --
+
+
+class HeldReads:
+    """The reads of files; after `hold()` each waits in its thread for `may_read`. Notes what must not be."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.may_read, self.waiting = threading.Event(), threading.Event()
+        self.may_read.set()
+        self.files: list[Any] = []
+        self.mistakes: list[str] = []
+        reading: Counter[Source] = Counter()
+        read, init = Source.read, Source.__init__
+
+        def opened(source: Source, of: Any) -> None:
+            init(source, of)
+            self.files.append(source._file)
+
+        def held(source: Source, offset: int, nbytes: int, what: str) -> Any:
+            reading[source] += 1
+            if reading[source] > 1:
+                self.mistakes.append(f"{what}: two threads read one file")
+            if not self.may_read.is_set():
+                self.waiting.set()
+                assert self.may_read.wait(30)
+            if source._file is not None and source._file.closed:
+                self.mistakes.append(f"{what}: the file was closed under its reader")
+            reading[source] -= 1
+            return read(source, offset, nbytes, what)
+
+        monkeypatch.setattr(Source, "__init__", opened)
+        monkeypatch.setattr(Source, "read", held)
+
+    def hold(self) -> None:
+        self.waiting.clear()
+        self.may_read.clear()
+
+
+@pytest.fixture
+def held_reads(monkeypatch: pytest.MonkeyPatch) -> Iterator[HeldReads]:
+    held = HeldReads(monkeypatch)
+    yield held
+    assert held.mistakes == []
+    assert held.files
+    assert all(file.closed for file in held.files)
+
+
+class Victim:
+    """A task that can be cancelled: by asyncio's own means, which no shield of anyio's holds off, or by trio's."""
+
+    def __init__(self, function: Callable[[], Coroutine[Any, Any, Any]]) -> None:
+        self._function = function
+        self.over = False
+
+    async def run(self) -> None:
+        with anyio.CancelScope() as scope:
+            self.cancel: Callable[[], object] = scope.cancel
+            try:
+                task = asyncio.current_task()
+            except RuntimeError:  # on trio
+                task = None
+            if task is not None:
+                self.cancel = task.cancel
+            try:
+                await self._function()
+            except asyncio.CancelledError:
+                while task is not None and task.uncancel():
+                    pass
+            finally:
+                self.over = True
+
+    async def cancel_twice(self) -> bool:
+        """Whether that ended it."""
+        for _ in range(2):
+            self.cancel()
+            await turns()
+        return self.over
+
+
+def play(loop: str, scene: Callable[[aiostage.StagingRing], Coroutine[Any, Any, None]]) -> None:
+    async def main() -> None:
+        gpu = DrivenGpu(free_running=True)
+        async with aiostage.StagingRing(gpu, 3, 1024) as ring:
+            with anyio.fail_after(30):
+                await scene(ring)
+        assert gpu.violations == []
+
+    anyio.run(main, **LOOPS[loop])
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "texture.ktx2"
+    path.write_bytes(ktx2("rgba8unorm", (32, 32), FILE_LEVELS))
+    return path
+
+
+FILE_LEVELS = chain("rgba8unorm", (32, 32), 4)
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_a_task_that_is_cancelled_in_its_read_leaves_the_others_right(
+    loop: str, held_reads: HeldReads, file: Path
+) -> None:
+    async def scene(ring: aiostage.StagingRing) -> None:
+        async with textures.open(ring, file) as stream, anyio.create_task_group() as group:
+
+            async def iterate() -> None:
+                async for _ in stream:
+                    pass
+
+            held_reads.hold()
+            victim = Victim(iterate)
+            group.start_soon(victim.run)
+            await until(held_reads.waiting.is_set)
+            group.start_soon(iterate)
+            ended_early = await victim.cancel_twice()
+            held_reads.may_read.set()
+        await stream.fence
+        assert [stream.texture.level(n).tobytes() for n in range(4)] == FILE_LEVELS
+        assert not ended_early
+
+    play(loop, scene)
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_a_stream_that_is_left_while_another_task_reads_closes_its_file_after_that(
+    loop: str, held_reads: HeldReads, file: Path
+) -> None:
+    async def scene(ring: aiostage.StagingRing) -> None:
+        stream, entered = textures.open(ring, file), anyio.Event()
+
+        async def leave() -> None:
+            async with stream:
+                held_reads.hold()
+                entered.set()
+                await until(held_reads.waiting.is_set)
+
+        async with anyio.create_task_group() as group:
+            victim = Victim(leave)
+            group.start_soon(victim.run)
+            await entered.wait()
+            group.start_soon(stream.__anext__)
+            await until(lambda: stream._error is not None)
+            ended_early = await victim.cancel_twice()
+            held_reads.may_read.set()
+        await stream.fence
+        assert stream.texture.level(3).tobytes() == FILE_LEVELS[3]
+        assert not ended_early
+
+    play(loop, scene)
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_entering_that_is_cancelled_leaves_no_file_open(loop: str, held_reads: HeldReads, file: Path) -> None:
+    async def scene(ring: aiostage.StagingRing) -> None:
+        held_reads.hold()
+        victim = Victim(lambda: textures.load(ring, file))
+        async with anyio.create_task_group() as group:
+            group.start_soon(victim.run)
+            await until(held_reads.waiting.is_set)
+            ended_early = await victim.cancel_twice()
+            held_reads.may_read.set()
+        assert victim.over
+        assert not ended_early
+
+    play(loop, scene)

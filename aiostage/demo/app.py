@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import AsyncExitStack
-from pathlib import Path
 from typing import Any
 
 import anyio
@@ -15,8 +12,7 @@ import numpy.typing as npt
 import wgpu
 from PIL import Image
 
-import aiostage
-
+from ..cli import first_cause
 from . import gpu, photos, report, timeline
 from .canvas import Canvas, check_window, open_offscreen, open_window
 from .mosaic import Mosaic
@@ -36,28 +32,10 @@ def run(options: Options) -> int:
     demo = Demo(options)
     try:
         return anyio.run(demo.run)
-    except BaseExceptionGroup as group:
-        error = first_cause(group)
-        if not isinstance(error, KeyboardInterrupt):
-            raise error from group
-    except KeyboardInterrupt:
-        pass
-    demo.tell_interrupted()
-    return 130
-
-
-def first_cause(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """Of the exceptions that ended several tasks, the one to report: an interrupt, else the user's, else the first."""
-
-    def leaves(error: BaseException) -> Iterator[BaseException]:
-        if isinstance(error, BaseExceptionGroup):
-            for inner in error.exceptions:
-                yield from leaves(inner)
-        else:
-            yield error
-
-    ranks = (KeyboardInterrupt, UsageError)
-    return min(leaves(group), key=lambda error: [not isinstance(error, rank) for rank in ranks])
+    except BaseException as error:
+        if isinstance(first_cause(error), KeyboardInterrupt):
+            demo.tell_interrupted()
+        raise
 
 
 class Demo:
@@ -75,21 +53,21 @@ class Demo:
         """Stream, draw, verify, write the pictures."""
         options = self.options
         self._check()
-        self.adapter = await gpu.find_adapter()
+        self.adapter = gpu.find_adapter()
         limit = min(MAX_TILES, self.adapter.limits["max-texture-array-layers"])
         self.photos = await anyio.to_thread.run_sync(lambda: photos.survey(photos.find(options.images), limit))
         self.sizes = [(photo.width, photo.height) for photo in self.photos]
         self.planned = plan(self.sizes)
         self.progress = Progress(sum(map(len, self.planned)))
-        self.device = await gpu.open_device(self.adapter, self.progress.tiles)
+        self.coroutines = min(options.coroutines, self.progress.tiles)  # more would find nothing to do
+        self.device = gpu.open_device(self.adapter, self.progress.tiles)
         self.texture = create_texture(self.device, self.progress.tiles)
-        async with AsyncExitStack() as stack:
-            self.ring = await open_ring(stack, self.device, options)
+        async with gpu.open_ring(self.device, options.ring_count, options.buffer_size) as self.ring:
             self.tell_beginning()
             await self._stream_and_draw()
             self._write_mosaic(await self._draw_last_frame())
         self._write_timeline()
-        report.print_statistics(self.observed, self.progress, options.coroutines)
+        report.print_statistics(self.observed, self.progress, self.coroutines)
         return await self._verify()
 
     @property
@@ -145,7 +123,7 @@ class Demo:
             self.texture,
             self.photos,
             self.planned,
-            self.options.coroutines,
+            self.coroutines,
             progress,
             observer.clock,
             observer.look,
@@ -191,7 +169,7 @@ class Demo:
         return image
 
     def _write_mosaic(self, image: npt.NDArray[np.uint8]) -> None:
-        write_picture(Image.fromarray(image).convert("RGB"), self.options.output / "mosaic.png")
+        photos.write(Image.fromarray(image).convert("RGB"), self.options.output / "mosaic.png")
 
     def _write_timeline(self) -> None:
         stats = self.observed.latest
@@ -200,11 +178,11 @@ class Demo:
             f"{stats.ring_count} staging buffer{'s' * (stats.ring_count > 1)} of {report.mib(stats.buffer_size)}"
         )
         subtitle = (
-            f"{self.options.coroutines} coroutines, {stats.buffer_stalls} stalls, {self.progress.frames} frames drawn "
+            f"{self.coroutines} coroutines, {stats.buffer_stalls} stalls, {self.progress.frames} frames drawn "
             f"meanwhile; {gpu.describe(self.adapter)}"
         )
         picture = timeline.draw(self.observed.samples, self.observed.frames, title, subtitle)
-        write_picture(picture, self.options.output / "timeline.png")
+        photos.write(picture, self.options.output / "timeline.png")
 
     async def _verify(self) -> int:
         wrong = await differing(self.device, self.texture, self.photos, self.planned)
@@ -228,24 +206,9 @@ class Demo:
     def tell_interrupted(self) -> None:
         print("interrupted")
         if self.observer is not None:
-            report.print_statistics(self.observer, self.progress, self.options.coroutines)
-
-
-async def open_ring(stack: AsyncExitStack, device: Any, options: Options) -> aiostage.StagingRing:
-    try:
-        ring = aiostage.StagingRing(device, ring_count=options.ring_count, buffer_size=options.buffer_size)
-        return await stack.enter_async_context(ring)
-    except (ValueError, aiostage.StagingError) as error:
-        raise UsageError(f"no ring of {options.ring_count} × {options.buffer_size} bytes: {error}") from error
+            report.print_statistics(self.observer, self.progress, self.coroutines)
 
 
 def create_texture(device: Any, layers: int) -> Any:
     usage = wgpu.TextureUsage.COPY_DST | wgpu.TextureUsage.COPY_SRC | wgpu.TextureUsage.TEXTURE_BINDING
     return device.create_texture(size=(TILE, TILE, layers), format="rgba8unorm", usage=usage)
-
-
-def write_picture(image: Image.Image, path: Path) -> None:
-    try:
-        image.save(path)
-    except OSError as error:
-        raise UsageError(f"{path}: {error.strerror or error}") from error

@@ -1,14 +1,21 @@
-"""Finding the adapter, opening the device, reading textures back."""
+"""Finding the adapter, opening the device, reading textures back.
+
+All of it blocks for a moment, before or after the work, when nobody else is on the loop: what wgpu-py has for
+coroutines cannot be awaited on uvloop.
+"""
 
 from __future__ import annotations
 
 import logging
 import os
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import numpy as np
 import wgpu
 
+from ..errors import StagingError
 from ..ring import StagingRing
 from .options import UsageError
 from .tiles import TEXEL, Pixels
@@ -16,13 +23,13 @@ from .tiles import TEXEL, Pixels
 NO_ADAPTER = "no usable GPU adapter found (on Debian, software Vulkan: apt-get install mesa-vulkan-drivers libvulkan1)"
 
 
-async def find_adapter() -> Any:
+def find_adapter() -> Any:
     """The adapter that the demo runs on: the one wgpu calls high-performance."""
     # Mesa's software driver complains on stderr where this is unset; it needs no more than some directory.
     os.environ.setdefault("XDG_RUNTIME_DIR", "/tmp")
     logging.getLogger("wgpu").setLevel(logging.ERROR)  # wgpu 0.31 warns of every extension that a driver lacks
     try:
-        adapter = await wgpu.gpu.request_adapter_async(power_preference="high-performance")
+        adapter = wgpu.gpu.request_adapter_sync(power_preference="high-performance")
     except RuntimeError as error:
         raise UsageError(NO_ADAPTER) from error
     if adapter is None:
@@ -35,34 +42,35 @@ def describe(adapter: Any) -> str:
     return f"{info['device']} ({info['adapter_type']}, {info['backend_type']})"
 
 
+@asynccontextmanager
+async def open_ring(device: Any, ring_count: int | None, buffer_size: int | None) -> AsyncIterator[StagingRing]:
+    """A ring of the sizes that the user asked for; None is the ring's own choice. UsageError if there cannot be one."""
+    async with AsyncExitStack() as stack:
+        try:
+            ring = await stack.enter_async_context(StagingRing(device, ring_count, buffer_size))
+        except (ValueError, StagingError) as error:
+            raise UsageError(f"there cannot be such a ring: {error}") from error
+        yield ring
+
+
 def memory_kind(ring: StagingRing) -> str:
     """Where an open ring's staging memory lies."""
     return "host-cached memory" if ring.host_cached else "MAP_WRITE memory: fast to write, may be slow to read"
 
 
-async def open_device(adapter: Any, layers: int) -> Any:
+def open_device(adapter: Any, layers: int) -> Any:
     """A device whose texture arrays may have `layers` layers; never asks for less than the WebGPU default."""
-    return await adapter.request_device_async(
+    return adapter.request_device_sync(
         label="aiostage demo", required_limits={"max-texture-array-layers": max(256, layers)}
     )
 
 
-async def read_layers(device: Any, texture: Any, first: int, count: int) -> Pixels:
-    """Layers of an rgba8unorm texture as (count, height, width, 4), without holding the event loop."""
+def read_layers(device: Any, texture: Any, first: int, count: int) -> Pixels:
+    """Layers of an rgba8unorm texture as (count, height, width, 4)."""
     width, height, _ = texture.size
-    row = width * TEXEL
-    buffer = device.create_buffer(
-        size=count * height * row, usage=wgpu.BufferUsage.MAP_READ | wgpu.BufferUsage.COPY_DST
-    )
-    encoder = device.create_command_encoder()
-    encoder.copy_texture_to_buffer(
+    pixels = device.queue.read_texture(
         {"texture": texture, "origin": (0, 0, first)},
-        {"buffer": buffer, "bytes_per_row": row, "rows_per_image": height},
+        {"bytes_per_row": width * TEXEL, "rows_per_image": height},
         (width, height, count),
     )
-    device.queue.submit([encoder.finish()])
-    await buffer.map_async("READ")
-    pixels = np.frombuffer(buffer.read_mapped(copy=True), np.uint8).reshape(count, height, width, TEXEL)
-    buffer.unmap()
-    buffer.destroy()
-    return pixels
+    return np.frombuffer(pixels, np.uint8).reshape(count, height, width, TEXEL)

@@ -43,6 +43,17 @@ def parse_count(text: str) -> int:
     return int(text)
 
 
+def parse_minutes(text: str) -> float:
+    """A number of minutes above 0."""
+    try:
+        minutes = float(text)
+    except ValueError:
+        minutes = 0.0
+    if not 0 < minutes < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of minutes above 0")
+    return minutes
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the demo's options; every `dest` is a field of :class:`Options`."""
     default = Options()

@@ -1,4 +1,4 @@
-"""Finding image files and decoding them to RGBA arrays. Blocking: call from worker threads."""
+"""Finding image files, decoding them to RGBA arrays, writing pictures. Blocking: call from worker threads."""
 
 from __future__ import annotations
 
@@ -50,12 +50,11 @@ def find(paths: Sequence[Path]) -> list[Path]:
         return bundled()
     found: list[Path] = []
     for path in paths:
-        if path.is_dir():
-            found += images_in(path)
-        elif path.exists():
-            found.append(path)
-        else:
-            raise UsageError(f"{path}: no such file or directory")
+        try:
+            path.stat()
+            found += images_in(path) if path.is_dir() else [path]
+        except OSError as error:
+            raise UsageError(f"{path}: {error.strerror}") from error
     return found
 
 
@@ -120,3 +119,11 @@ def decode(photo: Photo, block: int = 1) -> Pixels:
 def unreadable(path: Path, error: BaseException) -> UsageError:
     reason = "not an image that Pillow can read" if isinstance(error, UnidentifiedImageError) else str(error)
     return UsageError(f"{path}: cannot read this image ({reason.splitlines()[0] if reason else type(error).__name__})")
+
+
+def write(picture: Image.Image, path: Path) -> None:
+    """In the format that the path's suffix names."""
+    try:
+        picture.save(path)
+    except (OSError, ValueError) as error:  # ValueError: Pillow writes no such files
+        raise UsageError(f"{path}: {getattr(error, 'strerror', None) or error}") from error

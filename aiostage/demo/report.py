@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -124,5 +123,4 @@ def print_statistics(observer: Observer, progress: Progress, coroutines: int) ->
         "loop lag": lag,
     }
     for name, text in rows.items():
-        print(f"{name:<9} {text}")
-    sys.stdout.flush()
+        print(f"{name:<9} {text}", flush=True)

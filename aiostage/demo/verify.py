@@ -24,7 +24,7 @@ async def differing(
         image = await anyio.to_thread.run_sync(decode, photo)
         for first in range(0, len(tiles), LAYERS_AT_ONCE):
             part = tiles[first : first + LAYERS_AT_ONCE]
-            stored = await read_layers(device, texture, part[0].layer, len(part))
+            stored = read_layers(device, texture, part[0].layer, len(part))
             wrong += await anyio.to_thread.run_sync(compare, image, part, stored)
     return wrong
 

@@ -6,12 +6,13 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import anyio
-import anyio.to_thread
 import numpy as np
 
 from ..errors import InvalidTexture, UnsupportedTexture
 from ..fences import Fence
 from ..formats import required_feature, texel_block
+from ..threads import run_sync
+from ..workers import wait_out
 from . import basis, dds, ktx2
 from .layout import TextureInfo
 from .names import FORMATS
@@ -90,7 +91,6 @@ class TextureStream:
     What was uploaded stays usable after the block. Several tasks may iterate: each level is uploaded once.
     """
 
-    _file: Source
     info: TextureInfo
     texture: Any
     """The GPUTexture. Sample it through `view`: levels that are still missing hold zeros."""
@@ -103,6 +103,7 @@ class TextureStream:
         self._source = source
         self._usage = usage
         self._label = label
+        self._file: Source | None = None  # open, from entering the block to leaving it
         self._turn = anyio.Lock()
         self._error: Exception | None = None
         self._arrived: list[anyio.Event] = []
@@ -111,10 +112,8 @@ class TextureStream:
 
     async def __aenter__(self) -> TextureStream:
         self._ring._check()
-        self._file, self.info = await anyio.to_thread.run_sync(
-            _open_source, self._source, frozenset(self._ring.device.features)
-        )
         try:
+            await run_sync(self._open)
             check_fits(self.info, self._ring.device)
             self.texture = self._ring.device.create_texture(
                 label=self._label,
@@ -125,18 +124,28 @@ class TextureStream:
                 usage=self._usage | _COPY_DST,
             )
         except BaseException:
-            self._file.close()
+            if self._file is not None:
+                self._file.close()
             raise
         self.base_level = len(self.info.levels)
         self._arrived = [anyio.Event() for _ in self.info.levels]
         return self
 
+    def _open(self) -> None:
+        # It keeps the file itself: a task that is cancelled meanwhile gets no result, but has the file to close.
+        self._file, self.info = _open_source(self._source, frozenset(self._ring.device.features))
+
     async def __aexit__(self, *exc_info: object) -> None:
         if self.base_level:
             self._fail(anyio.ClosedResourceError(f"the stream was closed before mip level {self.base_level - 1}"))
         with anyio.CancelScope(shield=True):
-            async with self._turn:  # a task that reads the file right now does so to the end
+            await wait_out(lambda: self._file is None, self._close)
+
+    async def _close(self) -> None:
+        async with self._turn:  # a task that reads the file right now does so to the end
+            if self._file is not None:
                 self._file.close()
+                self._file = None
 
     def __aiter__(self) -> TextureStream:
         return self
@@ -186,7 +195,8 @@ class TextureStream:
 
     async def _upload(self, number: int) -> None:
         level, block = self.info.levels[number], texel_block(self.info.format)
-        content = await anyio.to_thread.run_sync(read_level, self._file, self.info, number)
+        assert self._file is not None  # or there was an error to raise
+        content = await run_sync(read_level, self._file, self.info, number)
         blocks = np.frombuffer(content, np.uint8).reshape(
             level.images, -(-level.height // block.height), -(-level.width // block.width), block.nbytes
         )
