@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import atexit
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable
 from functools import partial
 from typing import Any, ClassVar
-from weakref import WeakMethod, WeakSet, WeakValueDictionary, finalize
+from weakref import WeakMethod, WeakValueDictionary, finalize
 
 import anyio
 
+from . import exits
 from .errors import DeviceLost, FenceTimeout
 from .events import DEBUG, event, logger
+from .exits import holding
 from .loop import LoopPort
 from .native import Native, connect
 
@@ -112,6 +113,7 @@ class FenceTracker:
     """
 
     _trackers: ClassVar[WeakValueDictionary[tuple[int, int], FenceTracker]] = WeakValueDictionary()
+    _counting = threading.RLock()  # held to change anybody's _users: what is never closed is collected in any thread
 
     def __init__(self, device: Any) -> None:
         self.native: Native = connect(device)
@@ -123,25 +125,28 @@ class FenceTracker:
         """The value of the newest fence that the GPU has reached, as far as the loop has heard."""
         self._reached_values: deque[int] = deque()  # of fences that the GPU has reached
         self._delivering = False  # and that the loop is about to hear of
+        self._polls_here = False  # on the loop, at the interpreter's end
         self._latencies: deque[float] = deque(maxlen=256)
         self._users = 1
         self.native.attach()
         # Weakly, or the thread would keep a tracker that was never closed, and with it all that its dead loop was told.
         self._polling = _Poller(self.native, WeakMethod(self._expected), WeakMethod(self._lost))
         self._end = finalize(self, _end, self._polling, self.native)
-        self._end.atexit = False  # _stop_pollers does it then
+        self._end.atexit = False
+        exits.endings[self] = FenceTracker._outlive_thread
 
     @classmethod
     def shared(cls, device: Any) -> FenceTracker:
         """The tracker that this loop's rings on this device share; each must `close` it once."""
         native, port = connect(device), LoopPort()
         key = id(native), id(port._here)
-        tracker = cls._trackers.get(key)
-        if tracker is None or tracker._users <= 0:
-            tracker = cls._trackers[key] = cls(device)
-        else:
-            tracker._users += 1
-        return tracker
+        with holding(cls._counting):
+            tracker = cls._trackers.get(key)
+            if tracker is None or tracker._users <= 0:
+                tracker = cls._trackers[key] = cls(device)
+            else:
+                tracker._users += 1
+            return tracker
 
     @property
     def pending(self) -> int:
@@ -162,7 +167,7 @@ class FenceTracker:
         :param ask: without it the queue is not asked to tell when the work is done; `reach` will say so.
         """
         fence = fence or Fence(self)
-        with self.order:
+        with holding(self.order):
             self._value += 1
             fence.value = self._value
             fence.inserted_at = time.perf_counter()
@@ -176,7 +181,7 @@ class FenceTracker:
     def ask(self, fence: Fence) -> None:
         """Have the queue tell when the work before `fence` is done."""
         self.native.on_work_done(partial(self._reached, fence.value))
-        self._polling.wake()
+        self.wake()
 
     def reach(self, value: int) -> None:
         """Complete the fences up to this value: the GPU has finished what is before them."""
@@ -213,7 +218,10 @@ class FenceTracker:
 
     def wake(self) -> None:
         """Start polling: something else than a fence, a re-mapping, is outstanding."""
-        self._polling.wake()
+        if exits.over:
+            self._poll_here()
+        else:
+            self._polling.wake()
 
     def latency(self, fraction: float) -> float:
         """Seconds from insertion to completion that this fraction of the last 256 fences stayed within; 0 if none."""
@@ -236,7 +244,8 @@ class FenceTracker:
 
     def close(self) -> None:
         """Stop polling; with fences still pending, as soon as they are delivered. A lost device fails them."""
-        self._users -= 1
+        with holding(self._counting):
+            self._users -= 1
         if self._users == 0 and self._pending and self.native.is_lost():
             self._fail(DeviceLost(f"the device was lost while {self.describe()}"))
         self._stop_if_over()
@@ -245,6 +254,24 @@ class FenceTracker:
         if self._users == 0 and not self._pending:
             self._users = -1  # once
             self._end()
+
+    def _outlive_thread(self) -> Iterable[threading.Thread]:
+        """The interpreter ends, and the thread before it: from now on the loop polls, if it ever runs again."""
+        self.port.post(self._poll_here)
+        return ()
+
+    def _poll_here(self) -> None:
+        if not self._polls_here and self.native.outstanding():
+            self._polls_here = True
+            self.port.post(self._poll_on)
+
+    def _poll_on(self) -> None:
+        self._polls_here = False
+        self.native.poll()
+        if self.native.is_lost():
+            self._fail(DeviceLost(f"the device was lost while {self.describe()}"))
+        time.sleep(_Poller._SHORTEST)
+        self._poll_here()
 
     async def __aenter__(self) -> FenceTracker:
         return self
@@ -315,23 +342,25 @@ class _Poller:
         self._stopping = False
         self._thread: threading.Thread | None = None
         self.polls = 0
-        _pollers.add(self)
+        exits.endings[self] = _Poller.end
 
     def wake(self) -> None:
         """Have the device polled until it owes nothing."""
         if self._thread is None and not self._stopping:
             self._thread = threading.Thread(target=self._run, name="aiostage poll", daemon=True)
-            self._thread.start()
+            exits.start(self._thread)
         if self._parked:
             self._ring()
 
     def stop(self) -> None:
-        """End the thread."""
+        """End the thread, which takes a moment: unless a submit that began in this very moment holds up its poll."""
+        for thread in self.end():
+            exits.join(thread, 0.1 if self._native.submit_blocks else 1)
+
+    def end(self) -> list[threading.Thread]:
         self._stopping = True
         self._ring()
-        thread = self._thread
-        if thread is not None and thread.is_alive() and thread is not threading.current_thread():
-            thread.join(timeout=1)  # not one that could not be started, as when the interpreter is about to end
+        return [self._thread] if self._thread is not None else []
 
     def _run(self) -> None:
         native, checked = self._native, 0.0
@@ -373,13 +402,3 @@ class _Poller:
         age, expected = known() if known is not None else (0.0, 0.0)
         longest = min(max(self._LONGEST, age / 25), 2 * self._LONGEST)
         return min(max(min(age, abs(age - expected)) / 4, self._SHORTEST), longest)
-
-
-_pollers: WeakSet[_Poller] = WeakSet()
-
-
-@atexit.register
-def _stop_pollers() -> None:
-    # A thread that is inside wgpu while the interpreter goes away takes the process down with it.
-    for poller in list(_pollers):
-        poller.stop()

@@ -8,6 +8,7 @@ a `StagingRing` on the loop that they have.
 from __future__ import annotations
 
 import atexit
+import sys
 import threading
 from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import CancelledError, Future
@@ -17,9 +18,11 @@ from weakref import WeakSet
 import anyio
 from anyio.from_thread import BlockingPortal
 
+from . import exits
 from .budget import MiB
 from .errors import AlreadyInitialized, RingClosed, StagingError, WrongLoop
 from .events import logger
+from .exits import holding
 from .ring import StagingRing
 
 if TYPE_CHECKING:
@@ -50,9 +53,10 @@ class StagingRingManager:
         """The GPUDevice; None before `initialize`, unless one was given."""
         self._options: dict[str, Any] = {"ring_count": ring_count, "buffer_size": buffer_size} | options
         StagingRing(device, **self._options)  # what is wrong with them is said now
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._error: StagingError | None = RingClosed("the staging ring is not initialized: call initialize() first")
         self._thread: threading.Thread | None = None
+        self._started: Future[tuple[BlockingPortal, StagingRing]] = Future()
         self._portal: BlockingPortal
         self._ring: StagingRing
 
@@ -61,9 +65,10 @@ class StagingRingManager:
 
         :raises AlreadyInitialized: it was initialized before.
         :raises BudgetExceeded, ValueError, DeviceLost: as `StagingRing.open`; it may be tried again.
+        :raises RingClosed: the interpreter ends meanwhile.
         """
         self._check_thread()
-        with self._lock:
+        with holding(self._lock):
             if self._thread is not None:
                 raise AlreadyInitialized("the manager was initialized before; make another one")
             if self.device is None:
@@ -72,16 +77,20 @@ class StagingRingManager:
                     logger.error(_NO_ADAPTER)
                     return False
             started: Future[tuple[BlockingPortal, StagingRing]] = Future()
+            self._started = started
             thread = threading.Thread(target=self._run, args=(started,), name="aiostage memory", daemon=True)
-            thread.start()
+            exits.start(thread)
+            self._thread = thread
+            _open_managers.add(self)
             try:
                 self._portal, self._ring = started.result()
+            except CancelledError:
+                raise RingClosed("the interpreter ends") from None
             except BaseException:
                 started.cancel()  # Ctrl-C: what is being opened is closed again
+                self._thread = None
                 raise
-            self._thread = thread
             self._error = None
-            _open_managers.add(self)
         return True
 
     def is_initialized(self) -> bool:
@@ -137,7 +146,7 @@ class StagingRingManager:
             return await function(self._ring, *args, **kwargs)
 
         self._check_thread()
-        with self._lock:  # what is started before `close` stops the loop will run
+        with holding(self._lock):  # what is started before `close` stops the loop will run
             self._check()
             future = self._portal.start_task_soon(run)
         try:
@@ -170,12 +179,12 @@ class StagingRingManager:
     def _check(self) -> None:
         if self._error is not None:
             raise self._error
-        if self._thread is None or not self._thread.is_alive():  # as in a forked child
+        if self._thread is None or not self._thread.is_alive() or sys.is_finalizing():  # as in a forked child
             raise RingClosed("the manager's thread has ended; a forked process makes a manager of its own")
 
     def _close(self, timeout: float | None) -> None:
         self._check_thread()
-        with self._lock:
+        with holding(self._lock):
             if self._thread is None:
                 return
             if self._error is None:
@@ -185,7 +194,7 @@ class StagingRingManager:
                 except RingClosed:
                     pass  # nobody is there to be stopped
                 self._error = RingClosed("the staging ring was closed; make another manager")
-        self._thread.join(timeout)
+        exits.join(self._thread, timeout)
 
     def _run(self, started: Future[tuple[BlockingPortal, StagingRing]]) -> None:
         try:
@@ -240,13 +249,14 @@ _open_managers: WeakSet[StagingRingManager] = WeakSet()
 @atexit.register
 def _close_all() -> None:
     for manager in list(_open_managers):
-        manager._close(timeout=5)  # a GPU that hangs does not keep the interpreter
+        manager._started.cancel()  # who still opens one has its lock
+        manager._close(exits.patience())  # a GPU that hangs does not keep the interpreter
 
 
 # -- one for the whole program --
 
 _system: dict[str, Any] | None = None
-_system_lock = threading.Lock()
+_system_lock = threading.RLock()
 
 
 def init_memory_system(
@@ -270,7 +280,7 @@ def init_memory_system(
     :raises BudgetExceeded, ValueError, DeviceLost: as `StagingRing.open` and `BufferPool`; nothing is left behind.
     """
     global _system
-    with _system_lock:
+    with holding(_system_lock):
         if _system is not None:
             raise AlreadyInitialized("the memory system was initialized before; call close_memory_system() first")
         device = device or default_device()
@@ -320,7 +330,7 @@ def close_memory_system() -> None:
     :raises RangesStillAlive: ranges of a pool are referenced. Release them, and call this again.
     """
     global _system
-    with _system_lock:
+    with holding(_system_lock):
         system = _system or {}
         if system.get("staging_rings"):
             system["staging_rings"].close()  # first: staged copies pin the ranges that they go to
