@@ -8,11 +8,10 @@ a `StagingRing` on the loop that they have.
 from __future__ import annotations
 
 import atexit
-import sys
 import threading
 from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import CancelledError, Future
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeAlias, TypeVar
 from weakref import WeakSet
 
 import anyio
@@ -27,6 +26,9 @@ from .ring import StagingRing
 
 if TYPE_CHECKING:
     from .pools import BufferPool
+
+_Opened: TypeAlias = tuple[BlockingPortal, StagingRing, anyio.Event]
+"""What is used from other threads: to start tasks, the ring, and to end its loop."""
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -56,9 +58,10 @@ class StagingRingManager:
         self._lock = threading.RLock()
         self._error: StagingError | None = RingClosed("the staging ring is not initialized: call initialize() first")
         self._thread: threading.Thread | None = None
-        self._started: Future[tuple[BlockingPortal, StagingRing]] = Future()
+        self._started: Future[_Opened] = Future()
         self._portal: BlockingPortal
         self._ring: StagingRing
+        self._stop: anyio.Event
 
     def initialize(self) -> bool:
         """Open the ring, in a thread of its own. False, and nothing is left behind, where there is no GPU adapter.
@@ -76,14 +79,14 @@ class StagingRingManager:
                 if self.device is None:
                     logger.error(_NO_ADAPTER)
                     return False
-            started: Future[tuple[BlockingPortal, StagingRing]] = Future()
+            started: Future[_Opened] = Future()
             self._started = started
             thread = threading.Thread(target=self._run, args=(started,), name="aiostage memory", daemon=True)
             exits.start(thread)
             self._thread = thread
             _open_managers.add(self)
             try:
-                self._portal, self._ring = started.result()
+                self._portal, self._ring, self._stop = started.result()
             except CancelledError:
                 raise RingClosed("the interpreter ends") from None
             except BaseException:
@@ -159,7 +162,11 @@ class StagingRingManager:
 
     def close(self) -> None:
         """Submit what is committed, wait for the GPU, give the memory back and end the thread. Again does nothing."""
-        self._close(None)
+        self._check_thread()
+        with holding(self._lock):
+            self._end_loop()
+        if self._thread is not None:
+            exits.join(self._thread)
 
     def __enter__(self) -> StagingRingManager:
         if not self.initialize():
@@ -179,24 +186,22 @@ class StagingRingManager:
     def _check(self) -> None:
         if self._error is not None:
             raise self._error
-        if self._thread is None or not self._thread.is_alive() or sys.is_finalizing():  # as in a forked child
+        if self._thread is None or not self._thread.is_alive():  # as in a forked child
             raise RingClosed("the manager's thread has ended; a forked process makes a manager of its own")
 
-    def _close(self, timeout: float | None) -> None:
-        self._check_thread()
-        with holding(self._lock):
-            if self._thread is None:
-                return
-            if self._error is None:
-                try:
-                    self._check()
-                    self._portal.start_task_soon(self._portal.stop)
-                except RingClosed:
-                    pass  # nobody is there to be stopped
-                self._error = RingClosed("the staging ring was closed; make another manager")
-        exits.join(self._thread, timeout)
+    def _end_at_exit(self) -> None:
+        """Close, without waiting for the lock: who has it may wait for a loop that will not turn any more."""
+        self._started.cancel()
+        self._end_loop()
+        if self._thread is not None:
+            exits.join(self._thread, exits.patience())
 
-    def _run(self, started: Future[tuple[BlockingPortal, StagingRing]]) -> None:
+    def _end_loop(self) -> None:
+        if self._error is None:
+            self._error = RingClosed("the staging ring was closed; make another manager")
+            self._ring._port.post(self._stop.set)
+
+    def _run(self, started: Future[_Opened]) -> None:
         try:
             anyio.run(self._live, started)
         except BaseException as error:
@@ -205,12 +210,13 @@ class StagingRingManager:
             else:
                 started.set_exception(error)
 
-    async def _live(self, started: Future[tuple[BlockingPortal, StagingRing]]) -> None:
+    async def _live(self, started: Future[_Opened]) -> None:
         async with StagingRing(self.device, **self._options) as ring, BlockingPortal() as portal:
             if not started.set_running_or_notify_cancel():
                 return
-            started.set_result((portal, ring))
-            await portal.sleep_until_stopped()
+            stop = anyio.Event()
+            started.set_result((portal, ring, stop))
+            await stop.wait()
             await ring.aclose()  # whoever waits for the ring hears of it
             await portal.stop(cancel_remaining=True)  # who waits for something else is not waited for
 
@@ -249,8 +255,7 @@ _open_managers: WeakSet[StagingRingManager] = WeakSet()
 @atexit.register
 def _close_all() -> None:
     for manager in list(_open_managers):
-        manager._started.cancel()  # who still opens one has its lock
-        manager._close(exits.patience())  # a GPU that hangs does not keep the interpreter
+        manager._end_at_exit()  # a GPU that hangs does not keep the interpreter
 
 
 # -- one for the whole program --

@@ -34,7 +34,9 @@ from simulated import until  # noqa: E402
 
 import aiostage  # noqa: E402
 from aiostage import KiB, MiB, memory  # noqa: E402
+from aiostage.loop import LoopPort  # noqa: E402
 from aiostage.native import connect  # noqa: E402
+from aiostage.workers import Workers  # noqa: E402
 
 kept: dict[str, Any] = {}  # until the interpreter takes it down
 SCENES: dict[str, Callable[[], object]] = {}
@@ -55,6 +57,20 @@ def test_the_interpreter_ends(name: str) -> None:
     assert outcome.returncode == 0, outcome.stderr[-4000:]
     assert outcome.stdout == "done\n"
     assert "panicked" not in outcome.stderr  # coroutines that are closed without a loop may complain
+
+
+async def test_jobs_that_no_thread_will_do_are_told_at_exit() -> None:
+    port, begun, go_on = LoopPort(), threading.Event(), threading.Event()
+    workers, ends = Workers(port, 1, "test"), []
+    workers.start(lambda: (begun.set(), go_on.wait()), ends.append)
+    for _ in range(2):
+        workers.start(lambda: None, ends.append)
+    await until(begun.is_set)
+    threads = workers._end()
+    go_on.set()
+    await until(lambda: len(ends) == 3)
+    assert [type(error) for error in ends if error] == [RuntimeError] * 2
+    await until(lambda: not threads[0].is_alive())
 
 
 # -- what the scenes are made of --
@@ -182,6 +198,13 @@ def destructors_use_everything_while_a_submit_never_ends() -> str:
     other = box.other_device
     manager = memory.StagingRingManager(2, 64 * KiB, device=other)
     assert manager.initialize()
+    stuck = memory.StagingRingManager(2, 64 * KiB, device=other)
+    assert stuck.initialize()
+    pause = ctypes.CDLL(None).pause
+    pause.argtypes = [ctypes.py_object]
+    for _ in range(2):  # its loop will not turn any more, and a call that waits for it has the manager's lock
+        threading.Thread(target=stuck.call, args=(pause,), daemon=True).start()
+        time.sleep(0.3)
     memory.init_memory_system(device=other, ring_count=1, buffer_size=64 * KiB, memory_pools=True)
     encoder = other.create_command_encoder()
     buffer, texture = box.buffer(), box.texture()
@@ -195,6 +218,8 @@ def destructors_use_everything_while_a_submit_never_ends() -> str:
         for act in (
             lambda: other.queue.submit([encoder.finish()]),
             manager.stats,
+            stuck.stats,
+            stuck.close,
             lambda: memory.StagingRingManager(2, 64 * KiB, device=other).initialize(),
             memory.close_memory_system,
             ring._tracker.insert,
@@ -244,12 +269,31 @@ def a_handler_that_runs_after_the_librarys_own_closes_a_ring() -> str:
 
 
 @scene
-def a_manager_is_being_initialized_in_a_thread() -> None:
+def a_handler_that_runs_after_the_librarys_own_awaits_a_fence() -> str:
+    box, loop = Sandbox(), asyncio.new_event_loop()
+
+    async def insert() -> aiostage.Fence:
+        return aiostage.FenceTracker(box.device).insert()
+
+    async def finish(fence: aiostage.Fence) -> None:
+        await fence.wait(30)
+        print("done", flush=True)
+
+    box.busy(20)
+    fence = loop.run_until_complete(insert())
+    last_words.append(lambda: (loop.run_until_complete(finish(fence)), loop.close()))
+    return LATER
+
+
+@scene
+def a_manager_is_being_initialized_for_ever_in_a_thread() -> None:
     box = Sandbox()
-    manager = kept["manager"] = memory.StagingRingManager(64, 4 * MiB, device=box.device)
+    manager = kept["manager"] = memory.StagingRingManager(2, 64 * KiB, device=box.device)
+    begun = threading.Event()
+    connect(box.device).create_staging_buffer = lambda *args: (begun.set(), ctypes.CDLL(None).pause())  # type: ignore[method-assign]
     threading.Thread(target=lambda: quietly(manager.initialize), daemon=True).start()
-    while manager._lock.acquire(blocking=False):
-        manager._lock.release()
+    assert begun.wait(30)
+    impatient()
 
 
 def quietly(act: Callable[[], object]) -> None:
