@@ -24,6 +24,7 @@ import contextlib  # noqa: E402
 import ctypes  # noqa: E402
 import gc  # noqa: E402
 import operator  # noqa: E402
+import queue  # noqa: E402
 import warnings  # noqa: E402
 from functools import partial  # noqa: E402
 from types import SimpleNamespace  # noqa: E402
@@ -123,10 +124,10 @@ def suspended_everywhere(box: Sandbox) -> None:
 
 
 def all_locks() -> Iterator[Any]:
-    """Every lock that the library has now."""
+    """Every lock that the library has now, and trio's."""
     kinds = (type(threading.Lock()), type(threading.RLock()))
     modules = [module for name, module in list(sys.modules.items()) if name.startswith("aiostage")]
-    ours = [thing for thing in gc.get_objects() if type(thing).__module__.startswith("aiostage")]
+    ours = [thing for thing in gc.get_objects() if type(thing).__module__.startswith(("aiostage", "trio"))]
     for thing in (*modules, *ours):
         names = [*getattr(thing, "__dict__", ()), *getattr(type(thing), "__slots__", ())]
         for value in [getattr(thing, name, None) for name in names]:
@@ -181,6 +182,26 @@ def daemon_threads_hold_every_lock() -> None:
     suspended_everywhere(Sandbox())
     manager = kept["manager"] = memory.StagingRingManager(2, 64 * KiB, device=kept["box"].device)
     assert manager.initialize()
+    prepare_to_hold_all()
+
+
+TRIO = """
+async def main():
+    await ring.open()
+    slots.put(await ring.allocate(16))
+    await trio.sleep_forever()
+"""
+
+
+@scene
+def a_trio_loop_in_a_daemon_thread_has_its_lock() -> None:
+    import trio
+
+    slots: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    names: dict[str, Any] = {"ring": Sandbox().ring(), "slots": slots, "trio": trio}
+    exec(TRIO, names)  # no function of this module, which would keep it from being taken down
+    threading.Thread(target=trio.run, args=(names["main"],), daemon=True).start()
+    kept["slot"] = slots.get(timeout=30)
     prepare_to_hold_all()
 
 
