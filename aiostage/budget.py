@@ -6,6 +6,7 @@ import threading
 from weakref import WeakKeyDictionary
 
 from .errors import BudgetExceeded
+from .exits import holding
 from .native import Native
 
 KiB = 1024
@@ -23,7 +24,7 @@ class MemoryBudget:
             raise ValueError(f"limit must be positive, not {limit}")
         self.limit = limit
         self._used = 0
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
 
     @property
     def used(self) -> int:
@@ -37,7 +38,7 @@ class MemoryBudget:
 
     def reserve(self, nbytes: int) -> None:
         """Take `nbytes`. :raises BudgetExceeded: that many are not left; nothing is taken then."""
-        with self._lock:
+        with holding(self._lock):
             if self._used + nbytes > self.limit:
                 raise BudgetExceeded(
                     f"{nbytes} bytes more would exceed the memory budget: {self._used} of {self.limit} in use"
@@ -46,7 +47,7 @@ class MemoryBudget:
 
     def release(self, nbytes: int) -> None:
         """Give `nbytes` back."""
-        with self._lock:
+        with holding(self._lock):
             self._used -= nbytes
 
     def __repr__(self) -> str:

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import atexit
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable
 from functools import partial
 from typing import Any, ClassVar
-from weakref import WeakMethod, WeakSet, WeakValueDictionary, finalize
+from weakref import WeakMethod, WeakValueDictionary, finalize
 
 import anyio
 
+from . import exits
 from .errors import DeviceLost, FenceTimeout, afresh
 from .events import DEBUG, event, logger
+from .exits import holding
 from .loop import LoopPort
 from .native import Native, connect
-from .workers import start_thread
 
 
 class Fence:
@@ -126,6 +126,7 @@ class FenceTracker:
     """
 
     _trackers: ClassVar[WeakValueDictionary[tuple[int, int], FenceTracker]] = WeakValueDictionary()
+    _counting = threading.RLock()  # held to change anybody's _users: what is never closed is collected in any thread
 
     def __init__(self, device: Any) -> None:
         self.native: Native = connect(device)
@@ -140,25 +141,28 @@ class FenceTracker:
         self._reached_values: deque[tuple[int, float]] = deque()  # of fences that the GPU has reached, and when
         self._newest_at = 0.0  # when it reached the newest that the loop has heard of
         self._delivering = False  # and that the loop is about to hear of
+        self._polls_here = False  # on the loop, at the interpreter's end
         self._latencies: deque[float] = deque(maxlen=256)
         self._users = 1
         # Weakly, or the thread would keep a tracker that was never closed, and with it all that its dead loop was told.
         self._polling = _Poller(self.native, WeakMethod(self._expected), WeakMethod(self._lost))
         self.native.attach()
         self._end = finalize(self, _end, self._polling, self.native)
-        self._end.atexit = False  # _stop_pollers does it then
+        self._end.atexit = False
+        exits.endings[self] = FenceTracker._outlive_thread
 
     @classmethod
     def shared(cls, device: Any) -> FenceTracker:
         """The tracker that this loop's rings on this device share; each must `close` it once."""
         native, port = connect(device), LoopPort()
         key = id(native), id(port._here)
-        tracker = cls._trackers.get(key)
-        if tracker is None or tracker._users <= 0:
-            tracker = cls._trackers[key] = cls(device)
-        else:
-            tracker._users += 1
-        return tracker
+        with holding(cls._counting):
+            tracker = cls._trackers.get(key)
+            if tracker is None or tracker._users <= 0:
+                tracker = cls._trackers[key] = cls(device)
+            else:
+                tracker._users += 1
+            return tracker
 
     @property
     def pending(self) -> int:
@@ -178,7 +182,7 @@ class FenceTracker:
         :param fence: one that was made earlier, without a value, for work that had yet to be submitted.
         :param ask: without it the queue is not asked to tell when the work is done; `reach` will say so.
         """
-        with self.order:
+        with holding(self.order):
             fence = self._number(fence)
             if self._promised:  # behind what is yet to be submitted, and so to be reached after it
                 self._promised.append(fence)
@@ -190,7 +194,7 @@ class FenceTracker:
 
     def promise(self, fence: Fence) -> None:
         """Give a fence its value, for work that a thread is about to submit; `fulfil` or `withdraw` it."""
-        with self.order:
+        with holding(self.order):
             self._promised.append(self._number(fence))
 
     def fulfil(self, fence: Fence) -> None:
@@ -201,7 +205,7 @@ class FenceTracker:
 
     def withdraw(self, fence: Fence, error: DeviceLost) -> None:
         """A fence's work was not submitted, or nobody can tell when it is done; on the loop."""
-        with self.order:
+        with holding(self.order):
             for line in (self._pending, self._promised):
                 if fence in line:
                     line.remove(fence)
@@ -224,7 +228,7 @@ class FenceTracker:
     def _ask_for_promised(self) -> None:
         # A fence that is reached has reached those before it, so none may be asked for before their work was submitted.
         newest = None
-        with self.order:
+        with holding(self.order):
             while self._promised and self._promised[0] in self._made:
                 newest = self._promised.popleft()
                 self._made.remove(newest)
@@ -234,7 +238,7 @@ class FenceTracker:
     def ask(self, fence: Fence) -> None:
         """Have the queue tell when the work before `fence` is done."""
         self.native.on_work_done(partial(self._reached, fence.value))
-        self._polling.wake()
+        self.wake()
 
     def reach(self, value: int, at: float) -> None:
         """Complete the fences up to this value: `at` this time a poll saw that the GPU had finished what is before."""
@@ -272,7 +276,10 @@ class FenceTracker:
 
     def wake(self) -> None:
         """Start polling: something else than a fence, a re-mapping, is outstanding."""
-        self._polling.wake()
+        if exits.over:
+            self._poll_here()
+        else:
+            self._polling.wake()
 
     def latency(self, fraction: float) -> float:
         """Seconds from insertion to completion that this fraction of the last 256 fences stayed within; 0 if none."""
@@ -295,7 +302,8 @@ class FenceTracker:
 
     def close(self) -> None:
         """Stop polling; with fences still pending, as soon as they are delivered. A lost device fails them."""
-        self._users -= 1
+        with holding(self._counting):
+            self._users -= 1
         if self._users == 0 and self._pending and self.native.is_lost():
             self._fail(DeviceLost(f"the device was lost while {self.describe()}"))
         self._stop_if_over()
@@ -304,6 +312,24 @@ class FenceTracker:
         if self._users == 0 and not self._pending:
             self._users = -1  # once
             self._end()
+
+    def _outlive_thread(self) -> Iterable[threading.Thread]:
+        """The interpreter ends, and the thread before it: from now on the loop polls, if it ever runs again."""
+        self.port.post(self._poll_here)
+        return ()
+
+    def _poll_here(self) -> None:
+        if not self._polls_here and self.native.outstanding():
+            self._polls_here = True
+            self.port.post(self._poll_on)
+
+    def _poll_on(self) -> None:
+        self._polls_here = False
+        self.native.poll()
+        if self.native.is_lost():
+            self._fail(DeviceLost(f"the device was lost while {self.describe()}"))
+        time.sleep(_Poller._SHORTEST)
+        self._poll_here()
 
     async def __aenter__(self) -> FenceTracker:
         return self
@@ -339,7 +365,7 @@ class FenceTracker:
         self.port.post(lambda: self._fail(DeviceLost(f"the device was lost while {self.describe()}")))
 
     def _fail(self, error: DeviceLost) -> None:
-        with self.order:
+        with holding(self.order):
             self._promised.clear()
             self._made.clear()
         while self._pending:
@@ -377,8 +403,8 @@ class _Poller:
         self._parked = False
         self._stopping = False
         self.polls = 0
-        self._thread = start_thread(self._run, "aiostage poll")
-        _pollers.add(self)
+        self._thread = None if exits.over else exits.start(self._run, "aiostage poll")
+        exits.endings[self] = _Poller.end
 
     def wake(self) -> None:
         """Have the device polled until it owes nothing."""
@@ -386,11 +412,14 @@ class _Poller:
             self._ring()
 
     def stop(self) -> None:
-        """End the thread."""
+        """End the thread, which takes a moment: unless a submit that began in this very moment holds up its poll."""
+        for thread in self.end():
+            exits.join(thread, 0.1 if self._native.submit_blocks else 1)
+
+    def end(self) -> list[threading.Thread]:
         self._stopping = True
         self._ring()
-        if self._thread is not threading.current_thread():
-            self._thread.join(timeout=1)
+        return [self._thread] if self._thread is not None else []
 
     def _run(self) -> None:
         native, checked = self._native, 0.0
@@ -432,13 +461,3 @@ class _Poller:
         age, expected = known() if known is not None else (0.0, 0.0)
         longest = min(max(self._LONGEST, age / 25), 2 * self._LONGEST)
         return min(max(min(age, abs(age - expected)) / 4, self._SHORTEST), longest)
-
-
-_pollers: WeakSet[_Poller] = WeakSet()
-
-
-@atexit.register
-def _stop_pollers() -> None:
-    # A thread that is inside wgpu while the interpreter goes away takes the process down with it.
-    for poller in list(_pollers):
-        poller.stop()

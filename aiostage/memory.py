@@ -11,20 +11,26 @@ import atexit
 import threading
 from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import CancelledError, Future
+from functools import partial
 from logging import ERROR
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeAlias, TypeVar
 from weakref import WeakSet
 
 import anyio
 from anyio.from_thread import BlockingPortal
 
+from . import exits
 from .budget import MiB
 from .errors import AlreadyInitialized, RingClosed, StagingError, WrongLoop, afresh
 from .events import report
+from .exits import holding
 from .ring import StagingRing
 
 if TYPE_CHECKING:
     from .pools import BufferPool
+
+_Opened: TypeAlias = tuple[BlockingPortal, StagingRing, anyio.Event]
+"""What is used from other threads: to start tasks, the ring, and to end its loop."""
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -51,20 +57,24 @@ class StagingRingManager:
         """The GPUDevice; None before `initialize`, unless one was given."""
         self._options: dict[str, Any] = {"ring_count": ring_count, "buffer_size": buffer_size} | options
         StagingRing(device, **self._options)  # what is wrong with them is said now
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._error: StagingError | None = RingClosed("the staging ring is not initialized: call initialize() first")
         self._thread: threading.Thread | None = None
+        self._started: Future[_Opened] = Future()
         self._portal: BlockingPortal
         self._ring: StagingRing
+        self._stop: anyio.Event
 
     def initialize(self) -> bool:
         """Open the ring, in a thread of its own. False, and nothing is left behind, where there is no GPU adapter.
 
         :raises AlreadyInitialized: it was initialized before.
         :raises BudgetExceeded, ValueError, DeviceLost: as `StagingRing.open`; it may be tried again.
+        :raises CannotStartThread: the system has none left for this process.
+        :raises RingClosed: the interpreter ends meanwhile.
         """
         self._check_thread()
-        with self._lock:
+        with holding(self._lock):
             if self._thread is not None:
                 raise AlreadyInitialized("the manager was initialized before; make another one")
             if self.device is None:
@@ -72,17 +82,19 @@ class StagingRingManager:
                 if self.device is None:
                     report(ERROR, "no_adapter", _NO_ADAPTER)
                     return False
-            started: Future[tuple[BlockingPortal, StagingRing]] = Future()
-            thread = threading.Thread(target=self._run, args=(started,), name="aiostage memory", daemon=True)
-            thread.start()
+            started: Future[_Opened] = Future()
+            self._started = started
+            self._thread = exits.start(partial(self._run, started), "aiostage memory")
+            _open_managers.add(self)
             try:
-                self._portal, self._ring = started.result()
+                self._portal, self._ring, self._stop = started.result()
+            except CancelledError:
+                raise RingClosed("the interpreter ends") from None
             except BaseException:
                 started.cancel()  # Ctrl-C: what is being opened is closed again
+                self._thread = None
                 raise
-            self._thread = thread
             self._error = None
-            _open_managers.add(self)
         return True
 
     def is_initialized(self) -> bool:
@@ -138,7 +150,7 @@ class StagingRingManager:
             return await function(self._ring, *args, **kwargs)
 
         self._check_thread()
-        with self._lock:  # what is started before `close` stops the loop will run
+        with holding(self._lock):  # what is started before `close` stops the loop will run
             self._check()
             future = self._portal.start_task_soon(run)
         try:
@@ -151,7 +163,11 @@ class StagingRingManager:
 
     def close(self) -> None:
         """Submit what is committed, wait for the GPU, give the memory back and end the thread. Again does nothing."""
-        self._close(None)
+        self._check_thread()
+        with holding(self._lock):
+            self._end_loop()
+        if self._thread is not None:
+            exits.join(self._thread)
 
     def __enter__(self) -> StagingRingManager:
         if not self.initialize():
@@ -174,21 +190,19 @@ class StagingRingManager:
         if self._thread is None or not self._thread.is_alive():  # as in a forked child
             raise RingClosed("the manager's thread has ended; a forked process makes a manager of its own")
 
-    def _close(self, timeout: float | None) -> None:
-        self._check_thread()
-        with self._lock:
-            if self._thread is None:
-                return
-            if self._error is None:
-                try:
-                    self._check()
-                    self._portal.start_task_soon(self._portal.stop)
-                except RingClosed:
-                    pass  # nobody is there to be stopped
-                self._error = RingClosed("the staging ring was closed; make another manager")
-        self._thread.join(timeout)
+    def _end_at_exit(self) -> None:
+        """Close, without waiting for the lock: who has it may wait for a loop that will not turn any more."""
+        self._started.cancel()
+        self._end_loop()
+        if self._thread is not None:
+            exits.join(self._thread, exits.patience())
 
-    def _run(self, started: Future[tuple[BlockingPortal, StagingRing]]) -> None:
+    def _end_loop(self) -> None:
+        if self._error is None:
+            self._error = RingClosed("the staging ring was closed; make another manager")
+            self._ring._port.post(self._stop.set)
+
+    def _run(self, started: Future[_Opened]) -> None:
         try:
             anyio.run(self._live, started)
         except BaseException as error:
@@ -197,12 +211,13 @@ class StagingRingManager:
             else:
                 started.set_exception(error)
 
-    async def _live(self, started: Future[tuple[BlockingPortal, StagingRing]]) -> None:
+    async def _live(self, started: Future[_Opened]) -> None:
         async with StagingRing(self.device, **self._options) as ring, BlockingPortal() as portal:
             if not started.set_running_or_notify_cancel():
                 return
-            started.set_result((portal, ring))
-            await portal.sleep_until_stopped()
+            stop = anyio.Event()
+            started.set_result((portal, ring, stop))
+            await stop.wait()
             await ring.aclose()  # whoever waits for the ring hears of it
             await portal.stop(cancel_remaining=True)  # who waits for something else is not waited for
 
@@ -241,13 +256,13 @@ _open_managers: WeakSet[StagingRingManager] = WeakSet()
 @atexit.register
 def _close_all() -> None:
     for manager in list(_open_managers):
-        manager._close(timeout=5)  # a GPU that hangs does not keep the interpreter
+        manager._end_at_exit()  # a GPU that hangs does not keep the interpreter
 
 
 # -- one for the whole program --
 
 _system: dict[str, Any] | None = None
-_system_lock = threading.Lock()
+_system_lock = threading.RLock()
 
 
 def init_memory_system(
@@ -271,7 +286,7 @@ def init_memory_system(
     :raises BudgetExceeded, ValueError, DeviceLost: as `StagingRing.open` and `BufferPool`; nothing is left behind.
     """
     global _system
-    with _system_lock:
+    with holding(_system_lock):
         if _system is not None:
             raise AlreadyInitialized("the memory system was initialized before; call close_memory_system() first")
         device = device or default_device()
@@ -321,7 +336,7 @@ def close_memory_system() -> None:
     :raises RangesStillAlive: ranges of a pool are referenced. Release them, and call this again.
     """
     global _system
-    with _system_lock:
+    with holding(_system_lock):
         system = _system or {}
         if system.get("staging_rings"):
             system["staging_rings"].close()  # first: staged copies pin the ranges that they go to

@@ -9,29 +9,31 @@ Three traps are dealt with here, so that nobody else has to know them:
   each promise. While a device is attached, that thread polls without blocking.
 - A submit that fails validation aborts the interpreter (wgpu-native issue 588). What can be at fault is checked right
   before the submit: destroyed and mapped destinations, a lost device, the encoder itself, command buffers that were
-  submitted before. wgpu-py does not say what was destroyed or submitted: while a device is attached, the methods that
-  do it are wrapped to note it down, and to wait for a submit that another thread is making.
+  submitted before. wgpu-py does not say what was destroyed or submitted; see `_Ledger`.
 - wgpu-py's `copy_buffer_to_texture` drops the aspect; the C function takes it.
 """
 
 from __future__ import annotations
 
 import ctypes
-import functools
 import itertools
 import logging
 import os
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
+from functools import partial
 from typing import Any, Protocol, runtime_checkable
+from weakref import WeakSet
 
 import wgpu
 
 from .cfunctions import CallbackInfo, Functions
 from .copies import BufferCopy, Copy
 from .errors import DeviceLost, InvalidCopy, InvalidSubmit, OutOfMemory, StagingError, UnsupportedVersion, WrongLoop
+from .exits import holding
 
 SUPPORTED_WGPU = ("0.31", "0.32")
 
@@ -96,10 +98,9 @@ class Native(Protocol):
     def record(self, encoder: Any, copies: Sequence[Copy]) -> None:
         """Record copies whose source is a relay into a caller's encoder. :raises InvalidCopy:"""
 
-    def create_relay(self, size: int) -> Any:
-        """A buffer in device memory that copies go through on their way into a caller's encoder."""
-
-    def write_relay(self, relay: Any, data: Any) -> None: ...
+    def create_relay(self, size: int, data: Any = None) -> Any:
+        """A buffer that copies go through on their way into a caller's encoder: in device memory, to be copied to; or
+        with `data` in it, followed by zeros. The queue has no part in that, which might be held up by a submit."""
 
     def create_block(self, size: int, usage: int) -> Any:
         """A buffer that many share, as the blocks of a pool: its users cannot destroy it. :raises DeviceLost:"""
@@ -123,12 +124,14 @@ def connect(device: Any) -> Native:
         return device
     if not isinstance(device, wgpu.GPUDevice):
         raise TypeError(f"device must be a wgpu.GPUDevice, not {type(device).__name__}")
-    native = getattr(device, "_aiostage_native", None)
+    native: Native | None = getattr(device, "_aiostage_native", None)
     if native is None:
         check_version()
         with _clear_errors():
-            native = WgpuNative(device)
-        device._aiostage_native = native
+            made = WgpuNative(device)
+        # Threads that get here at the same time make one each, and all use the one that is first in here.
+        native = vars(device).setdefault("_aiostage_native", made)
+    assert isinstance(native, WgpuNative)
     if native.process != os.getpid():
         raise WrongLoop("the device belongs to the process that this one was forked from; use 'spawn'")
     return native
@@ -187,6 +190,7 @@ class WgpuNative:
     def __init__(self, device: wgpu.GPUDevice) -> None:
         from wgpu.backends.wgpu_native import _api, lib_path
 
+        _ledger.follow(_api)
         self.device = device
         self.process = os.getpid()
         self.submit_blocks = device.adapter.info["adapter_type"] == "CPU"
@@ -202,6 +206,7 @@ class WgpuNative:
             "depth-only": self._lib.WGPUTextureAspect_DepthOnly,
             "stencil-only": self._lib.WGPUTextureAspect_StencilOnly,
         }
+        self._submitting = threading.RLock()
         self._poll_guard = _PollGuard(device, self.poll)
         self._make_callbacks()
         self._make_structs()
@@ -232,7 +237,7 @@ class WgpuNative:
 
         self._waiting, self._remember = waiting, remember
         # For the userdata in each; one apiece, because mapping may block behind a submit.
-        self._map_lock, self._work_done_lock = threading.Lock(), threading.Lock()
+        self._map_lock, self._work_done_lock = threading.RLock(), threading.RLock()
         self._static = []  # cffi needs the callbacks kept alive
         infos = []
         for kind, function in (("BufferMap", mapped), ("QueueWorkDone", work_done)):
@@ -270,14 +275,14 @@ class WgpuNative:
     # -- polling --
 
     def attach(self) -> None:
-        _ledger.attach()
         self._poll_guard.attach()
 
     def detach(self) -> None:
         self._poll_guard.detach()
-        _ledger.detach()
 
     def poll(self) -> None:
+        if self.submit_blocks and _ledger.submits():
+            return  # it would wait for the submit, which delivers as well
         self._functions.wgpuDevicePoll(self._device, False, None)
 
     def outstanding(self) -> int:
@@ -285,7 +290,7 @@ class WgpuNative:
 
     def on_work_done(self, done: Done) -> None:
         info = self._work_done_info
-        with self._work_done_lock:
+        with holding(self._work_done_lock):
             info.userdata1 = self._remember(done)
             self._functions.wgpuQueueOnSubmittedWorkDone(self._queue, info)
 
@@ -333,7 +338,7 @@ class WgpuNative:
     def map(self, buffer: Any, done: Done) -> None:
         info, call = self._map_info, self._functions.wgpuBufferMapAsync
         mode = wgpu.MapMode.READ if buffer.usage & wgpu.BufferUsage.MAP_READ else wgpu.MapMode.WRITE
-        with self._map_lock:
+        with holding(self._map_lock):
             info.userdata1 = key = self._remember(done)
             error, _ = self._captured(call, self._pointer(buffer), mode, 0, buffer.size, info)
         if error is not None:
@@ -349,9 +354,8 @@ class WgpuNative:
             if buffer.usage & wgpu.BufferUsage.MAP_READ
             else functions.wgpuBufferGetMappedRange
         )
-        # A destroyed buffer or device has unmapped it, and asking then aborts. Where the call keeps the interpreter's
-        # lock, nobody can destroy one in between, and there is no need to wait for a submit.
-        with nullcontext() if functions is self._holding else _ledger.lock:
+        # A destroyed buffer or device has unmapped it, and asking then aborts.
+        with _ledger.visit():
             if _ledger.is_destroyed(buffer) or self.is_lost(ask=False):
                 raise DeviceLost("the device was lost with staging buffers in flight")
             return int(get(self._pointer(buffer), 0, buffer.size))
@@ -366,21 +370,21 @@ class WgpuNative:
     # -- submitting --
 
     def claim_command_buffers(self, command_buffers: Sequence[Any]) -> None:
-        seen = set()
-        with _ledger.lock:
-            for command_buffer in command_buffers:
-                if not isinstance(command_buffer, wgpu.GPUCommandBuffer):
-                    raise InvalidSubmit(f"{type(command_buffer).__name__} is not a GPUCommandBuffer")
-                if not self.owns(command_buffer):
-                    raise InvalidSubmit("the command buffer belongs to another device than the ring")
-                if _ledger.was_submitted(command_buffer) or id(command_buffer) in seen:
-                    raise InvalidSubmit("the command buffer was submitted before; a command buffer runs once")
-                seen.add(id(command_buffer))
-            _ledger.note_submitted(command_buffers)
+        for command_buffer in command_buffers:
+            if not isinstance(command_buffer, wgpu.GPUCommandBuffer):
+                raise InvalidSubmit(f"{type(command_buffer).__name__} is not a GPUCommandBuffer")
+            if not self.owns(command_buffer):
+                raise InvalidSubmit("the command buffer belongs to another device than the ring")
+            if command_buffer._internal is None:
+                raise InvalidSubmit("the command buffer was released")
+        _ledger.claim([command_buffer._internal for command_buffer in command_buffers])
 
     def submit(self, copies: Sequence[Copy], command_buffers: Sequence[Any]) -> list[tuple[Copy, InvalidCopy]]:
         functions = self._functions
-        with _ledger.lock:  # from the checks to the submit, nothing is destroyed or mapped
+        # One at a time, as in wgpu: between two, what was postponed has its moment. Where a submit blocks, in threads.
+        with holding(self._submitting), _ledger.visit(copies), _ledger.returning(command_buffers) as claimed:
+            if self.is_lost(ask=False):  # or about to be destroyed
+                raise DeviceLost("the device was lost before the submit")
             good, refused = self._sift(copies)
             command_buffer, error = self._encode(good)
             if error is not None:
@@ -391,6 +395,7 @@ class WgpuNative:
                 raise DeviceLost(error or "the device was lost before the submit")
             pointers = [] if command_buffer is None else [command_buffer]
             pointers += map(self._pointer, command_buffers)
+            claimed.clear()
             functions.wgpuQueueSubmit(self._queue, len(pointers), (ctypes.c_void_p * len(pointers))(*pointers))
         if command_buffer is not None:
             functions.wgpuCommandBufferRelease(command_buffer)
@@ -523,22 +528,25 @@ class WgpuNative:
     def record(self, encoder: Any, copies: Sequence[Copy]) -> None:
         if not isinstance(encoder, wgpu.GPUCommandEncoder) or not self.owns(encoder):
             raise InvalidCopy(f"encoder must be a GPUCommandEncoder of the ring's device, not {type(encoder).__name__}")
-        with _ledger.lock:
-            _, refused = self._sift(copies)
-            if refused:
-                raise refused[0][1]
-            error, _ = self._captured(self._record, self._pointer(encoder), copies)
+        _, refused = self._sift(copies)
+        if refused:
+            raise refused[0][1]
+        error, _ = self._captured(self._record, self._pointer(encoder), copies)  # of a destroyed one only an error
         if error is not None:
             raise InvalidCopy(error)
 
-    def create_relay(self, size: int) -> Any:
-        usage = wgpu.BufferUsage.COPY_SRC | wgpu.BufferUsage.COPY_DST
-        with _clear_errors():
-            return self.device.create_buffer(label="staging relay", size=size, usage=usage)
-
-    def write_relay(self, relay: Any, data: Any) -> None:
-        with _clear_errors():
-            self.device.queue.write_buffer(relay, 0, data)
+    def create_relay(self, size: int, data: Any = None) -> Any:
+        usage = wgpu.BufferUsage.COPY_SRC | (wgpu.BufferUsage.COPY_DST if data is None else wgpu.BufferUsage.MAP_WRITE)
+        with _clear_errors(), _ledger.visit():
+            if self.is_lost(ask=False):  # its memory would be looked at
+                raise DeviceLost("the device is lost")
+            relay = self.device.create_buffer(
+                label="staging relay", size=size, usage=usage, mapped_at_creation=data is not None
+            )
+            if data is not None:
+                relay.write_mapped(data)
+                relay.unmap()
+        return relay
 
     # -- pools --
 
@@ -570,77 +578,144 @@ def _refuse_block(*args: Any, **kwargs: Any) -> None:
 
 
 class _Ledger:
-    """What was destroyed and submitted, in all of wgpu-py, while a device is attached.
+    """What was destroyed and submitted in all of wgpu-py, and what destroying must wait for.
 
-    Notes are attributes of the objects, with the number of the period in which they were taken: between two periods
-    nobody took any.
+    wgpu-py calls C by the attributes of one object, `_api.libf`. Some of its functions are followed here, from the
+    first connection to a device on and for good: under whatever others put around wgpu-py's methods, or take off again.
+
+    Nobody waits for a submit here, which on a software adapter takes as long as the GPU's work. It is a *visit*, as is
+    a look at mapped memory: a time in which what it has checked must stay as it is. What somebody destroys during a
+    visit is noted at once, which later checks see, and destroyed when no visit is left. So there is one lock, held for
+    a few lines of Python and never for a call of wgpu. It closes these races:
+
+    - A check, then a destroy in another thread, then the submit (or the look): both abort on what is destroyed. A visit
+      begins before its check. A destroy that is noted before that is seen by the check; any other sees the visit.
+    - The same with a map of a destination. It cannot be put off, since its errors are its caller's; so it waits, and
+      only for visits that copy to this very buffer. wgpu-py says "pending" before, which later checks see.
+    - Two threads submit the same command buffer: one of them claims it first.
+
+    And no destroy stands behind a submit inside wgpu, where it would hold up whoever else needs the device's memory.
     """
 
     def __init__(self) -> None:
-        self.lock = threading.RLock()
-        self._attached = 0
-        self._period = 0
-        self._originals: list[tuple[type, str, Any]] = []
+        self.lock = threading.RLock()  # reentrant and by `holding`: a garbage collection may destroy things anywhere
+        self._is_following = False
+        self._destroyed: WeakSet[Any] = WeakSet()  # pointers, as wgpu-py's objects have them in _internal
+        self._submitted: set[Any] = set()  # pointers of command buffers that live
+        self._visits: dict[Any, Sequence[Copy] | None] = {}  # a lock that each holds: what it copies, if it submits
+        self._postponed: deque[Callable[[], None]] = deque()
 
-    def attach(self) -> None:
-        from wgpu.backends.wgpu_native import _api
+    def follow(self, api: Any) -> None:
+        """Follow what wgpu-py does from now on; `api` is its module."""
+        with holding(self.lock):
+            if self._is_following:
+                return
+            self._is_following = True
+            functions, lib = api.libf, api.lib
+            for kind in ("Buffer", "Texture", "Device"):
+                name = f"wgpu{kind}Destroy"
+                keep, let_go = getattr(lib, f"wgpu{kind}AddRef"), getattr(lib, f"wgpu{kind}Release")
+                setattr(functions, name, partial(self._destroy, getattr(functions, name), keep, let_go))
+            functions.wgpuBufferMapAsync = partial(self._map, functions.wgpuBufferMapAsync)
+            functions.wgpuQueueSubmit = partial(self._submit, functions.wgpuQueueSubmit, api.ffi.unpack)
+            released = api.GPUCommandBuffer  # keeps its function for itself
+            released._release_function = partial(self._release, released._release_function)
 
-        with self.lock:
-            self._attached += 1
-            if self._attached == 1:
-                self._period += 1
-                for owner in (_api.GPUBuffer, _api.GPUTexture, _api.GPUDevice):
-                    self._wrap(owner, "destroy", self._destroyed)
-                self._wrap(_api.GPUBuffer, "map_async", None)
-                self._wrap(_api.GPUQueue, "submit", self._queue_submitted)
+    # -- what others do --
 
-    def detach(self) -> None:
-        with self.lock:
-            self._attached -= 1
-            if self._attached == 0:
-                for owner, name, original in self._originals:
-                    setattr(owner, name, original)
-                self._originals.clear()
+    def _destroy(self, destroy: Any, keep: Any, let_go: Any, pointer: Any) -> None:
+        with holding(self.lock):
+            self._destroyed.add(pointer)
+            if self._visits:
+                keep(pointer)  # its object may be gone by then
+                self._postponed.append(partial(_destroy_later, destroy, let_go, pointer))
+                return
+        destroy(pointer)
 
-    def note(self, resource: Any, destroyed: bool) -> None:
-        resource._aiostage_fate = self._period, destroyed
+    def _map(self, map_async: Any, pointer: Any, *arguments: Any) -> Any:
+        with holding(self.lock):
+            using = [
+                visit
+                for visit, copies in self._visits.items()
+                if any(copy.destination._internal == pointer for copy in copies or ())
+            ]
+        for visit in using:
+            with holding(visit):
+                pass
+        return map_async(pointer, *arguments)
 
-    def is_known(self, resource: Any) -> bool:
-        """Whether the fate of `resource` has been followed since it was noted first."""
-        return getattr(resource, "_aiostage_fate", (0,))[0] == self._period
+    def _submit(self, submit: Any, unpack: Any, queue: Any, count: int, command_buffers: Any) -> None:
+        self.claim(unpack(command_buffers, count) if count else ())
+        with self.visit(()):
+            submit(queue, count, command_buffers)
+
+    def _release(self, release: Any, pointer: Any) -> None:
+        self._submitted.discard(pointer)  # another one may be at that address soon
+        release(pointer)
+
+    # -- what we ask, and do --
+
+    @contextmanager
+    def visit(self, copies: Sequence[Copy] | None = None) -> Iterator[None]:
+        """Have nothing destroyed meanwhile. With `copies`, of a submit, their destinations are not mapped either."""
+        visit = threading.RLock()
+        with visit:
+            with holding(self.lock):
+                self._visits[visit] = copies
+            try:
+                yield
+            finally:
+                while (act := self._next_due(visit)) is not None:
+                    act()
+
+    def _next_due(self, visit: Any) -> Callable[[], None] | None:
+        """What was postponed and can be done, now that `visit` has ended; None if another one goes on, or begins."""
+        with holding(self.lock):
+            self._visits.pop(visit, None)
+            return self._postponed.popleft() if self._postponed and not self._visits else None
+
+    def submits(self) -> bool:
+        """Whether somebody submits now."""
+        with holding(self.lock):
+            return any(copies is not None for copies in self._visits.values())
 
     def is_destroyed(self, resource: Any) -> bool:
-        return bool(getattr(resource, "_aiostage_fate", None) == (self._period, True))
+        return resource._internal in self._destroyed
 
-    def note_submitted(self, command_buffers: Iterable[Any]) -> None:
-        for command_buffer in command_buffers:
-            command_buffer._aiostage_submitted = True
+    def is_known(self, resource: Any) -> bool:
+        """Whether it was noted whether `resource` had been destroyed before anybody was followed."""
+        return hasattr(resource, "_aiostage_is_known")
 
-    def was_submitted(self, command_buffer: Any) -> bool:
-        return getattr(command_buffer, "_aiostage_submitted", False)
+    def note(self, resource: Any, destroyed: bool) -> None:
+        with holding(self.lock):
+            resource._aiostage_is_known = True
+            if destroyed:
+                self._destroyed.add(resource._internal)
 
-    def _destroyed(self, resource: Any) -> None:
-        self.note(resource, destroyed=True)
+    def claim(self, command_buffers: Sequence[Any]) -> None:
+        """Have nobody else submit these pointers. :raises InvalidSubmit: of one that was submitted; none is claimed."""
+        with holding(self.lock):
+            if len(set(command_buffers)) < len(command_buffers) or not self._submitted.isdisjoint(command_buffers):
+                raise InvalidSubmit("the command buffer was submitted before; a command buffer runs once")
+            self._submitted.update(command_buffers)
 
-    def _queue_submitted(self, queue: Any, command_buffers: Iterable[Any]) -> None:
-        if isinstance(command_buffers, Sequence):  # anything else could be gone through only once
-            if any(map(self.was_submitted, command_buffers)):
-                raise InvalidSubmit("a command buffer was submitted before; it runs once")  # wgpu would abort
-            self.note_submitted(command_buffers)
+    @contextmanager
+    def returning(self, command_buffers: Iterable[Any]) -> Iterator[list[Any]]:
+        """Give claimed command buffers back, but for those that are no longer in the list then."""
+        claimed = [command_buffer._internal for command_buffer in command_buffers]
+        try:
+            yield claimed
+        finally:
+            self._submitted.difference_update(claimed)
 
-    def _wrap(self, owner: type, name: str, note: Callable[..., None] | None) -> None:
-        """Have calls of a method wait for the lock, and `note` called with their arguments."""
-        original = getattr(owner, name)
-        self._originals.append((owner, name, original))
 
-        @functools.wraps(original)
-        def wrapper(*args: Any, **kwargs: Any) -> Any:
-            with self.lock:
-                if note is not None:
-                    note(*args, **kwargs)
-                return original(*args, **kwargs)
-
-        setattr(owner, name, wrapper)
+def _destroy_later(destroy: Any, let_go: Any, pointer: Any) -> None:
+    try:
+        destroy(pointer)
+    except wgpu.GPUError as error:  # whoever asked for it is far away
+        _logger.error("destroying what a submit was using failed after it: %s", error)
+    finally:
+        let_go(pointer)
 
 
 _ledger = _Ledger()
@@ -672,17 +747,17 @@ class _PollGuard:
         self._original: Any = None
         self._attached = 0
         self._pause = self._SHORTEST
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
 
     def attach(self) -> None:
-        with self._lock:
+        with holding(self._lock):
             self._attached += 1
             if self._attached == 1 and self._poller is not None:
                 self._original = self._poller._poll_func
                 self._poller._poll_func = self._gentle
 
     def detach(self) -> None:
-        with self._lock:
+        with holding(self._lock):
             self._attached -= 1
             # A destroyed device has put a function of its own there.
             if self._attached == 0 and self._poller is not None and self._poller._poll_func == self._gentle:

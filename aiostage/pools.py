@@ -27,6 +27,7 @@ from typing import Any, NamedTuple
 from .budget import MemoryBudget, MiB, default_budget
 from .copies import BufferCopy, BufferSlice
 from .errors import AllocationTooLarge, PoolClosed, RangeReleased, RangesStillAlive
+from .exits import holding
 from .fences import Fence, FenceTracker
 from .freespace import FreeSpace, class_of, fitting_class
 from .native import Native, connect
@@ -96,14 +97,14 @@ class Pin(BufferSlice):
         """Another pin of the same range. :raises RangeReleased: this one was released."""
         if self._range is None:
             raise RangeReleased("the pin was released before")
-        with self._range._pool._lock:
+        with holding(self._range._pool._lock):
             return self._range._add_pin()
 
     def release(self) -> None:
         """Let the range be moved. Does nothing the second time."""
         pinned, self._range = self._range, None
         if pinned is not None:
-            with pinned._pool._lock:
+            with holding(pinned._pool._lock):
                 pinned._unpin()
 
     def __enter__(self) -> Pin:
@@ -161,13 +162,13 @@ class BufferRange(BufferSlice):
     @property
     def pinned(self) -> bool:
         """Whether it cannot be moved: somebody holds a pin, or a copy to it is staged."""
-        with self._pool._lock:
+        with holding(self._pool._lock):
             self._pool._check()
             return self._pins > 0
 
     def retain(self) -> BufferRange:
         """One more reference; each needs a `release`. :raises RangeReleased, PoolClosed:"""
-        with self._pool._lock:
+        with holding(self._pool._lock):
             self._check()
             self._references += 1
         return self
@@ -178,7 +179,7 @@ class BufferRange(BufferSlice):
         :raises RangeReleased: there is none left.
         """
         pool = self._pool
-        with pool._lock:
+        with holding(pool._lock):
             if pool._closed or not self._references:
                 self._check()
             self._references -= 1
@@ -188,7 +189,7 @@ class BufferRange(BufferSlice):
 
     def pin(self) -> Pin:
         """Keep it where it is. :raises RangeReleased, PoolClosed:"""
-        with self._pool._lock:
+        with holding(self._pool._lock):
             self._check()
             return self._add_pin()
 
@@ -387,7 +388,7 @@ class BufferPool:
         if type(size) is not int or size <= 0:
             size = _positive(size)
         units = -(-size // self.alignment)
-        with self._lock:
+        with holding(self._lock):
             if self._unfinished or self._closed:
                 self._check()
             wanted = fitting_class(units)
@@ -406,7 +407,7 @@ class BufferPool:
 
     def statistics(self) -> PoolStatistics:
         """A consistent snapshot. :raises PoolClosed:"""
-        with self._lock:
+        with holding(self._lock):
             self._check()
             staging = default_budget(self._native)
             everything = self._blocks + self._own
@@ -442,7 +443,7 @@ class BufferPool:
         """
         tracker = FenceTracker.shared(self.device)
         try:
-            with self._lock:
+            with holding(self._lock):
                 self._check()
                 freed = self._blocks_freed
                 self._round = round = self._round + 1
@@ -465,7 +466,7 @@ class BufferPool:
 
         :raises RangesStillAlive: some are referenced or pinned; the pool stays open.
         """
-        with self._lock:
+        with holding(self._lock):
             if self._closed:
                 return
             self._check()
@@ -478,7 +479,7 @@ class BufferPool:
             self._shut()
 
     def __enter__(self) -> BufferPool:
-        with self._lock:
+        with holding(self._lock):
             self._check()
         return self
 
@@ -486,7 +487,7 @@ class BufferPool:
         if exc_type is None:
             self.close()
         else:  # its ranges end with it
-            with self._lock:
+            with holding(self._lock):
                 self._shut()
 
     def __repr__(self) -> str:
@@ -571,7 +572,7 @@ class BufferPool:
 
         Blocks that cannot be emptied now are added to `passed`.
         """
-        with self._lock:
+        with holding(self._lock):
             self._check()
             while (victim := self._emptiest(passed)) is not None:
                 moves = self._empty(victim, round)
@@ -649,7 +650,7 @@ class BufferPool:
         Returns their sizes.
         """
         moved = []
-        with self._lock:
+        with holding(self._lock):
             for move in moves:
                 carried, source, target = move
                 if carried._may_move(round) and carried._place is source and not self._closed:

@@ -47,6 +47,7 @@ from .errors import (
     afresh,
 )
 from .events import DEBUG, event, logger, report
+from .exits import holding
 from .fences import Fence, FenceTracker
 from .lanes import NO_TASK, Hold, Lane, StagingBuffer, Submission, Trip
 from .native import Native, export
@@ -758,13 +759,16 @@ class StagingRing:
         """Record a slot's copies into its caller's encoders; it `stays` in flight for copies of the ring's own.
 
         The caller may submit those at any time, or never, so they must not read from a staging buffer, which has to be
-        unmapped then and comes back afterwards. They read from a relay in device memory, which the ring fills: by a
-        copy that is submitted now or, if the buffer cannot be sealed now, by the queue.
+        unmapped then and comes back afterwards. They read from a relay, which the ring fills: in device memory, by a
+        copy that is submitted now; or at once, if the buffer cannot be sealed now or a thread would submit it later.
 
         :raises InvalidCopy: an encoder takes none; the others have theirs all the same.
         """
-        buffer, padding = slot._buffer, -slot.size % 4
-        relay = self._native.create_relay(slot.size + padding)
+        buffer, padding, data = slot._buffer, -slot.size % 4, None
+        if buffer.is_held or self._slots.blocked() or padding or self._native.submit_blocks:
+            assert buffer.memory is not None
+            data = buffer.memory[slot.offset : slot.offset + slot.size]
+        relay = self._native.create_relay(slot.size + padding, data)
         refused: list[InvalidCopy] = []
         for encoder, copy in recorded:
             copy.offset -= slot.offset
@@ -773,24 +777,13 @@ class StagingRing:
                 self._native.record(encoder, [copy])
             except InvalidCopy as error:
                 refused.append(afresh(error))
-        if len(refused) < len(recorded):
-            self._fill_relay(slot, relay, stays)
+        if data is None and len(refused) < len(recorded):
+            self._slots.stage(BufferCopy(buffer, slot.offset, relay, 0, slot.size))
+            self._depart(self._slots, self._slots.sealable())
         elif not stays:
             buffer.used -= slot.size
         if refused:
             raise refused[0]
-
-    def _fill_relay(self, slot: Allocation, relay: Any, stays: bool) -> None:
-        buffer, padding = slot._buffer, -slot.size % 4
-        if buffer.is_held or self._slots.blocked() or padding or self._native.submit_blocks:
-            assert buffer.memory is not None
-            data = bytes(buffer.memory[slot.offset : slot.offset + slot.size])
-            self._native.write_relay(relay, data + bytes(padding))
-            if not stays:
-                buffer.used -= slot.size
-        else:
-            self._slots.stage(BufferCopy(buffer, slot.offset, relay, 0, slot.size))
-            self._depart(self._slots, self._slots.sealable())
 
     # -- departing --
 
@@ -858,7 +851,7 @@ class StagingRing:
             submission.failures = native.submit(submission.copies, submission.command_buffers)
             tracker.fulfil(submission.fence)
             return set()
-        with tracker.order:
+        with holding(tracker.order):
             submission.failures = native.submit(submission.copies, submission.command_buffers)
             sources = {copy.source for copy in submission.copies} if not submission.failures else set()
             telling = sources.intersection(submission.buffers)
@@ -1080,12 +1073,11 @@ class StagingRing:
             raise FenceTimeout(f"the GPU has not finished what the ring submitted; {self._tracker.describe()}")
 
     def _lift(self, held: StagingBuffer, copies: Sequence[Copy]) -> None:
-        """Move copies out of a buffer that is held open, with no other one needed: through the queue."""
+        """Move copies out of a buffer that is held open, with no other one needed."""
         for copy in copies:
             assert held.memory is not None
-            data = bytes(held.memory[copy.offset : copy.offset + copy.nbytes]) + bytes(-copy.nbytes % 4)
-            relay = self._native.create_relay(len(data))
-            self._native.write_relay(relay, data)
+            data = held.memory[copy.offset : copy.offset + copy.nbytes]
+            relay = self._native.create_relay(copy.nbytes + -copy.nbytes % 4, data)
             copy.source, copy.offset = _Relay(relay), 0
 
     def _break(self, error: StagingError) -> None:

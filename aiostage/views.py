@@ -139,7 +139,7 @@ class Views:
         if source is None:
             callback()
         else:
-            weakref.finalize(source, callback)
+            weakref.finalize(source, callback).atexit = False
 
     def _release_view(self) -> None:
         view = self._view()

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import atexit
 import queue
+import sys
 import threading
 from collections import deque
 from collections.abc import Awaitable, Callable
 from functools import partial
-from weakref import WeakSet, ref
+from weakref import ref
 
 import anyio
+from anyio.lowlevel import current_token
 
+from . import exits
 from .errors import CannotStartThread
+from .exits import holding
 from .loop import LoopPort
 
 Done = Callable[[BaseException | None], object]
@@ -38,19 +41,27 @@ class Workers:
         self._port = ref(port)  # weakly, or the threads would keep what a dead loop was told, such as an unclosed ring
         self._count = threads
         self._name = name
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._jobs: deque[tuple[Callable[[], object], Done, int]] = deque()
         self._waiting = 0  # bytes of the jobs in it
         self._running = 0  # threads that are not parked
         self._stopping = False
         self._parking: queue.SimpleQueue[None] = queue.SimpleQueue()  # one item wakes one thread
         self._threads: list[threading.Thread] = []
-        _all_workers.add(self)
-        self._add_thread()
+        exits.endings[self] = Workers._end
+        if not exits.over:
+            self._add_thread()
 
     def start(self, job: Callable[[], object], done: Done, nbytes: int = 0) -> None:
-        """Have a thread run `job`, which copies `nbytes`; then `done(error or None)` on the loop."""
-        with self._lock:
+        """Have a thread run `job`, which copies `nbytes`; then `done(error or None)` on the loop.
+
+        At the interpreter's end, when there are no threads any more, it runs here; and not at all in a destructor then.
+        """
+        if exits.over:
+            if not sys.is_finalizing():
+                self._post(partial(done, _attempt(job)))
+            return
+        with holding(self._lock):
             self._jobs.append((job, done, nbytes))
             self._waiting += nbytes
             wake = self._running == 0 or (self._running < self._count and self._waiting > self._running * self._SHARE)
@@ -61,7 +72,7 @@ class Workers:
             try:
                 self._add_thread()
             except CannotStartThread:  # those that run have one job more
-                with self._lock:
+                with holding(self._lock):
                     self._running -= 1
                     self._count = len(self._threads)
                 return
@@ -91,26 +102,27 @@ class Workers:
         for _ in self._threads:
             self._parking.put(None)
 
-    def join(self) -> None:
-        """Wait for the threads to end, a second at most."""
+    def _end(self) -> list[threading.Thread]:
+        """The interpreter ends: begin no job any more."""
+        with holding(self._lock):
+            left = list(self._jobs)
+            self._jobs.clear()
+            self._waiting = 0
         self.stop()
-        for thread in self._threads:
-            thread.join(timeout=1)
+        for _, done, _ in left:
+            self._post(partial(done, RuntimeError("the interpreter is about to end")))
+        return self._threads
 
     def _add_thread(self) -> None:
         name = f"aiostage {self._name} {len(self._threads)}"
-        self._threads.append(start_thread(self._work, name))
+        self._threads.append(exits.start(self._work, name))
 
     def _work(self) -> None:
         while True:
             self._parking.get()
             while (item := self._next()) is not None:
                 job, done, _ = item
-                error: BaseException | None = None
-                try:
-                    job()
-                except BaseException as caught:  # whoever waits for the job gets it
-                    error = caught
+                error = _attempt(job)
                 del item, job  # or the thread would keep a caller's data until its next job
                 self._post(partial(done, error))
                 del done, error
@@ -124,13 +136,22 @@ class Workers:
 
     def _next(self) -> tuple[Callable[[], object], Done, int] | None:
         """The next job, or None: then the thread counts as parked."""
-        with self._lock:
+        with holding(self._lock):
             if not self._jobs:
                 self._running -= 1
                 return None
             job = self._jobs.popleft()
             self._waiting -= job[2]
             return job
+
+
+def _attempt(job: Callable[[], object]) -> BaseException | None:
+    """Run it; what it raises is for whoever waits for it."""
+    try:
+        job()
+    except BaseException as error:
+        return error
+    return None
 
 
 async def wait_out(is_over: Callable[[], bool], wait: Callable[[], Awaitable[object]]) -> None:
@@ -141,7 +162,7 @@ async def wait_out(is_over: Callable[[], bool], wait: Callable[[], Awaitable[obj
     `LoopPort.check_task` must have passed: what a foreign driver steps would be thrown back in here for ever.
     """
     thrown: BaseException | None = None
-    while not is_over():
+    while not is_over() and _on_a_loop():  # a coroutine that is closed after its loop cannot wait, in no `finally`
         try:
             if thrown is None:
                 await wait()
@@ -159,21 +180,9 @@ async def wait_out(is_over: Callable[[], bool], wait: Callable[[], Awaitable[obj
         del thrown  # or it, its traceback and this frame would keep each other, and the caller's data, alive
 
 
-def start_thread(target: Callable[[], object], name: str) -> threading.Thread:
-    """:raises CannotStartThread: the system has none left for this process."""
-    thread = threading.Thread(target=target, name=name, daemon=True)
+def _on_a_loop() -> bool:
     try:
-        thread.start()
-    except RuntimeError as error:
-        raise CannotStartThread(f"the thread '{name}' could not be started: {error}") from error
-    return thread
-
-
-_all_workers: WeakSet[Workers] = WeakSet()
-
-
-@atexit.register
-def _join_all() -> None:
-    # A thread that is inside wgpu while the interpreter goes away takes the process down with it.
-    for workers in list(_all_workers):
-        workers.join()
+        current_token()
+    except RuntimeError:
+        return False
+    return True

@@ -274,6 +274,31 @@ async def destination_mapped_between(box: Sandbox) -> None:
         await box.assert_works(ring)
 
 
+@case(
+    GROUP,
+    "A destination is destroyed in another thread while a thread submits a copy to it",
+    "the copy is submitted, then the destination destroyed; later copies raise `InvalidCopy`",
+)
+async def destroyed_in_a_thread(box: Sandbox) -> None:
+    async with box.ring() as ring:
+        for _ in range(100):
+            doomed = [box.buffer(), box.texture()]
+            thread = threading.Thread(target=lambda: [resource.destroy() for resource in doomed])  # noqa: B023
+            writing = asyncio.gather(
+                ring.write_buffer(doomed[0], 0, bytes(16)),
+                ring.write_texture({"texture": doomed[1]}, bytes(1024)),
+                return_exceptions=True,
+            )
+            await asyncio.sleep(0)
+            thread.start()
+            for outcome in await writing:
+                assert isinstance(outcome, aiostage.Fence | InvalidCopy), outcome
+            thread.join()
+            with raises(InvalidCopy, "destroyed"):
+                await ring.write_buffer(doomed[0], 0, bytes(16))
+        await box.assert_works(ring)
+
+
 @case(GROUP, "The destination was created without `COPY_DST`", "`InvalidCopy`")
 async def no_copy_dst(box: Sandbox) -> None:
     async with box.ring() as ring:
@@ -1377,6 +1402,26 @@ def exit_with_allocation_open(box: Sandbox) -> None:
     warnings.simplefilter("ignore")
 
 
+@case(
+    GROUP,
+    "The interpreter exits while a thread is in a submit that takes long, as on a software adapter",
+    "it waits for that, five seconds at most, and exits, with status 0",
+)
+def exit_during_a_submit(box: Sandbox) -> None:
+    async def main() -> None:
+        ring = sys.modules["__main__"].__dict__["keep"] = box.ring()
+        await ring.open()
+        box.busy(100)
+        uploads = [ring.write_buffer(box.buffer(), 0, bytes(16)) for _ in range(3)]
+        sys.modules["__main__"].__dict__["tasks"] = [asyncio.ensure_future(upload) for upload in uploads]
+        await asyncio.sleep(0.02)
+
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(main())
+    logging.disable()  # asyncio's own complaints
+    warnings.simplefilter("ignore")
+
+
 @case(GROUP, "`sys.exit` in the middle of a block, with uploads running", "the program ends with that status")
 def system_exit(box: Sandbox) -> None:
     async def main() -> None:
@@ -1563,6 +1608,46 @@ async def submitted_elsewhere_before(box: Sandbox) -> None:
         box.device.queue.submit([command_buffer])
         with raises(InvalidSubmit, "submitted before"):
             await ring.submit([command_buffer])
+        await box.assert_works(ring)
+
+
+@case(GROUP, "`queue.submit` is given one twice, or one that `ring.submit` ran", "`InvalidSubmit`")
+async def submitted_again_elsewhere(box: Sandbox) -> None:
+    async with box.ring() as ring:
+        commands = box.recorded()
+        with raises(InvalidSubmit, "runs once"):
+            box.device.queue.submit([commands, commands])
+        await ring.submit([commands])
+        with raises(InvalidSubmit, "runs once"):
+            box.device.queue.submit([commands])
+        await box.assert_works(ring)
+
+
+@case(
+    GROUP,
+    "wgpu-py's `submit` and `destroy` are wrapped by somebody else before, and unwrapped while a ring is open",
+    "what they did is known all the same",
+)
+async def methods_unwrapped(box: Sandbox) -> None:
+    owners = [(type(box.device.queue), "submit"), (type(box.buffer()), "destroy"), (type(box.texture()), "destroy")]
+    originals = [getattr(owner, name) for owner, name in owners]
+    for (owner, name), original in zip(owners, originals, strict=True):
+        setattr(owner, name, lambda *args, call=original: call(*args))
+    async with box.ring() as ring:
+        for (owner, name), original in zip(owners, originals, strict=True):
+            setattr(owner, name, original)
+        commands, buffer, texture = box.recorded(), box.buffer(), box.texture()
+        await ring.write_buffer(buffer, 0, bytes(16))
+        await ring.write_texture({"texture": texture}, bytes(1024))
+        box.device.queue.submit([commands])
+        with raises(InvalidSubmit, "runs once"):
+            await ring.submit([commands])
+        buffer.destroy()
+        texture.destroy()
+        with raises(InvalidCopy, "destroyed"):
+            await ring.write_buffer(buffer, 0, bytes(16))
+        with raises(InvalidCopy, "destroyed"):
+            await ring.write_texture({"texture": texture}, bytes(1024))
         await box.assert_works(ring)
 
 

@@ -123,7 +123,6 @@ class SimulatedGpu:
         self.submitted = 0
         self.completed = 0
         self._lost = False
-        self._queued: list[Step] = []  # queue writes, which go with the next submit
         self._in_flight: deque[list[Step]] = deque()
         self._due: list[tuple[int, Done]] = []  # (number of the submission to wait for, whom to tell)
         self._lock = threading.RLock()
@@ -243,8 +242,7 @@ class SimulatedGpu:
         with self._lock:
             if self._lost:
                 raise DeviceLost("the device was lost before the submit")
-            steps, refused = self._queued, []
-            self._queued = []
+            steps, refused = [], []
             self.submitted += 1
             for copy in copies:
                 if copy.destination.destroyed:
@@ -303,12 +301,11 @@ class SimulatedGpu:
         for copy in copies:
             encoder.run(partial(self._copy, copy, copy.source.handle))
 
-    def create_relay(self, size: int) -> SimulatedBuffer:
-        return self.buffer(size)
-
-    def write_relay(self, relay: SimulatedBuffer, data: bytes) -> None:
-        with self._lock:
-            self._queued.append(partial(relay.bytes.__setitem__, slice(None), np.frombuffer(data, np.uint8).copy()))
+    def create_relay(self, size: int, data: Any = None) -> SimulatedBuffer:
+        relay = self.buffer(size)
+        if data is not None:
+            relay.bytes[: len(data)] = np.frombuffer(data, np.uint8)
+        return relay
 
     # -- pools --
 

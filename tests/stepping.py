@@ -180,9 +180,11 @@ class SteppedGpu(SimulatedGpu):
         self.watcher.arrived(copies, refused, command_buffers)
         return refused
 
-    def write_relay(self, relay: Any, data: bytes) -> None:
-        relay.relayed = data
-        super().write_relay(relay, data)
+    def create_relay(self, size: int, data: Any = None) -> Any:
+        relay = super().create_relay(size, data)
+        if data is not None:
+            relay.relayed = relay.bytes.tobytes()
+        return relay
 
     def unmap(self, buffer: Any) -> None:
         super().unmap(buffer)

@@ -1,0 +1,332 @@
+"""The interpreter ends at the worst moment, in processes of their own: each must end, with its status.
+
+`python test_exit.py NAME` plays one scene.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+# Last to run, because first to be registered: after it only destructors do.
+last_words: list[Callable[[], object]] = []
+atexit.register(lambda: [say() for say in last_words])
+
+import asyncio  # noqa: E402
+import contextlib  # noqa: E402
+import ctypes  # noqa: E402
+import gc  # noqa: E402
+import operator  # noqa: E402
+import queue  # noqa: E402
+import warnings  # noqa: E402
+from functools import partial  # noqa: E402
+from types import SimpleNamespace  # noqa: E402
+
+import pytest  # noqa: E402
+from misuse_cases import Sandbox  # noqa: E402
+from simulated import until  # noqa: E402
+
+import aiostage  # noqa: E402
+from aiostage import KiB, MiB, memory  # noqa: E402
+from aiostage.loop import LoopPort  # noqa: E402
+from aiostage.native import connect  # noqa: E402
+from aiostage.workers import Workers  # noqa: E402
+
+kept: dict[str, Any] = {}  # until the interpreter takes it down
+SCENES: dict[str, Callable[[], object]] = {}
+LATER = "done"  # what a scene returns that says by itself that it got to its end
+
+
+def scene(function: Callable[[], object]) -> Callable[[], object]:
+    SCENES[function.__name__] = function
+    return function
+
+
+@pytest.mark.parametrize("name", SCENES)
+def test_the_interpreter_ends(name: str) -> None:
+    paths = [str(Path(__file__).parents[1]), *sys.path]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "PYTHONWARNINGS": "ignore"}
+    command = [sys.executable, "-X", "faulthandler", __file__, name]
+    outcome = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment, check=False)
+    assert outcome.returncode == 0, outcome.stderr[-4000:]
+    assert outcome.stdout == "done\n"
+    assert "panicked" not in outcome.stderr  # coroutines that are closed without a loop may complain
+
+
+async def test_jobs_that_no_thread_will_do_are_told_at_exit() -> None:
+    port, begun, go_on = LoopPort(), threading.Event(), threading.Event()
+    workers, ends = Workers(port, 1, "test"), []
+    workers.start(lambda: (begun.set(), go_on.wait()), ends.append)
+    for _ in range(2):
+        workers.start(lambda: None, ends.append)
+    await until(begun.is_set)
+    threads = workers._end()
+    go_on.set()
+    await until(lambda: len(ends) == 3)
+    assert [type(error) for error in ends if error] == [RuntimeError] * 2
+    await until(lambda: not threads[0].is_alive())
+
+
+# -- what the scenes are made of --
+
+
+class AtTheEnd:
+    """Calls `act` from its destructor, when the interpreter takes it down."""
+
+    def __init__(self, act: Callable[[], object]) -> None:
+        self._act = act
+
+    def __del__(self) -> None:
+        self._act()
+
+
+def suspended_everywhere(box: Sandbox) -> None:
+    """Coroutines that nobody will resume, whose destructors run when the interpreter ends."""
+
+    async def main() -> None:
+        ring = box.ring(2, 16 * KiB, inline_size=0)
+        await ring.open()
+        buffer = box.buffer(MiB)
+        box.busy(20)
+        opening = aiostage.StagingRing(box.device)
+        kept["slots"] = [await ring.allocate(16) for _ in range(3)]
+
+        async def batch() -> None:
+            async with ring.batch() as batch, ring.frame() as frame:
+                await frame.write_buffer(buffer, 0, bytes(MiB))
+                await batch.write_buffer(buffer, 0, bytes(MiB))
+
+        calls: list[Callable[[], Any]] = [
+            lambda: ring.write_buffer(buffer, 0, bytes(MiB)),
+            batch,
+            lambda: ring.allocate(16 * KiB),
+            ring.submit,
+            lambda: ring._tracker.wait_all(),
+            opening.open,
+        ]
+        kept["coroutines"] = [call() for call in calls]
+        for coroutine in kept["coroutines"]:  # to its first suspension; in no task, which would complain
+            with contextlib.suppress(StopIteration):
+                coroutine.send(None)
+        await until(lambda: len(opening._buffers) == opening.ring_count)
+
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(main())
+    loop.close()
+    kept["box"] = box
+
+
+def all_locks() -> Iterator[Any]:
+    """Every lock that the library has now, and trio's."""
+    kinds = (type(threading.Lock()), type(threading.RLock()))
+    modules = [module for name, module in list(sys.modules.items()) if name.startswith("aiostage")]
+    ours = [thing for thing in gc.get_objects() if type(thing).__module__.startswith(("aiostage", "trio"))]
+    for thing in (*modules, *ours):
+        names = [*getattr(thing, "__dict__", ()), *getattr(type(thing), "__slots__", ())]
+        for value in [getattr(thing, name, None) for name in names]:
+            if isinstance(value, kinds):
+                yield value
+
+
+def prepare_to_hold_all() -> None:
+    """Have daemon threads take every lock at the very end, and stop with them."""
+    begin = threading.Event()
+    # Without a frame of this module, which would keep it from being taken down.
+    todo: list[list[Callable[[], object]]] = [[begin.wait] for _ in range(100)]
+    for acts in todo:  # newer Pythons start none at exit
+        threading.Thread(target=list, args=(map(operator.call, acts),), daemon=True).start()
+
+    def hold_all() -> None:
+        taken = []
+        for acts, lock in zip(todo, list(all_locks()), strict=False):
+            taken.append(threading.Event())
+            acts += [lock.acquire, taken[-1].set, partial(time.sleep, 3600)]
+        begin.set()
+        assert sum(event.wait(1) for event in taken) >= 5  # but for those that are held already, as to sleep on
+
+    last_words.append(hold_all)
+
+
+def block_submits(device: Any) -> None:
+    """The submits of this device never return, as on a GPU that hangs."""
+    native = connect(device)
+    # By a C function: a thread that stands in one of this module's would keep that from being taken down.
+    pause = ctypes.CDLL(None).pause
+    native._releasing = SimpleNamespace(**vars(native._releasing) | {"wgpuQueueSubmit": pause})
+
+
+def until_a_submit_is_blocked(box: Sandbox) -> None:
+    """Upload until the thread that submits has ended up in there."""
+    box.busy = lambda copies: None  # type: ignore[method-assign]
+    suspended_everywhere(box)
+    time.sleep(0.3)
+
+
+def impatient() -> None:
+    if "aiostage.exits" in sys.modules:
+        sys.modules["aiostage.exits"].PATIENCE = 0.3
+
+
+# -- the scenes --
+
+
+@scene
+def daemon_threads_hold_every_lock() -> None:
+    suspended_everywhere(Sandbox())
+    manager = kept["manager"] = memory.StagingRingManager(2, 64 * KiB, device=kept["box"].device)
+    assert manager.initialize()
+    prepare_to_hold_all()
+
+
+TRIO = """
+async def main():
+    await ring.open()
+    slots.put(await ring.allocate(16))
+    await trio.sleep_forever()
+"""
+
+
+@scene
+def a_trio_loop_in_a_daemon_thread_has_its_lock() -> None:
+    import trio
+
+    slots: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    names: dict[str, Any] = {"ring": Sandbox().ring(), "slots": slots, "trio": trio}
+    exec(TRIO, names)  # no function of this module, which would keep it from being taken down
+    threading.Thread(target=trio.run, args=(names["main"],), daemon=True).start()
+    kept["slot"] = slots.get(timeout=30)
+    prepare_to_hold_all()
+
+
+@scene
+def a_submit_never_ends() -> None:
+    box = Sandbox()
+    block_submits(box.device)
+    until_a_submit_is_blocked(box)
+    impatient()
+
+
+@scene
+def destructors_use_everything_while_a_submit_never_ends() -> str:
+    box = Sandbox()
+    other = box.other_device
+    manager = memory.StagingRingManager(2, 64 * KiB, device=other)
+    assert manager.initialize()
+    stuck = memory.StagingRingManager(2, 64 * KiB, device=other)
+    assert stuck.initialize()
+    pause = ctypes.CDLL(None).pause
+    pause.argtypes = [ctypes.py_object]
+    for _ in range(2):  # its loop will not turn any more, and a call that waits for it has the manager's lock
+        threading.Thread(target=stuck.call, args=(pause,), daemon=True).start()
+        time.sleep(0.3)
+    memory.init_memory_system(device=other, ring_count=1, buffer_size=64 * KiB, memory_pools=True)
+    encoder = other.create_command_encoder()
+    buffer, texture = box.buffer(), box.texture()
+    block_submits(box.device)
+    until_a_submit_is_blocked(box)
+    ring = kept["coroutines"][2].cr_frame.f_locals["self"]
+
+    def use() -> None:
+        buffer.destroy()
+        texture.destroy()
+        for act in (
+            lambda: other.queue.submit([encoder.finish()]),
+            manager.stats,
+            stuck.stats,
+            stuck.close,
+            lambda: memory.StagingRingManager(2, 64 * KiB, device=other).initialize(),
+            memory.close_memory_system,
+            ring._tracker.insert,
+            lambda: ring._workers.start(lambda: None, lambda error: None),
+            lambda: ring._budget.release(0),
+            ring._native.attach,
+            ring._native.detach,
+            lambda: connect(box.device),
+            box.device.destroy,
+        ):
+            quietly(act)
+        os.write(1, b"done\n")
+
+    kept["end"] = AtTheEnd(use)
+    impatient()
+    prepare_to_hold_all()
+    return LATER
+
+
+@scene
+def a_handler_that_runs_after_the_librarys_own_closes_a_ring() -> str:
+    box, loop = Sandbox(), asyncio.new_event_loop()
+    ring = box.ring(2, 16 * KiB, inline_size=0)
+    buffer = box.buffer(MiB)
+    loop.run_until_complete(ring.open())
+    uploads = [loop.create_task(ring.write_buffer(buffer, 0, bytes([n]) * MiB)) for n in range(1, 4)]
+    loop.run_until_complete(asyncio.sleep(0))
+    manager = memory.StagingRingManager(2, 64 * KiB, device=box.device)
+    assert manager.initialize()
+
+    async def finish() -> None:
+        outcomes = await asyncio.gather(*uploads, return_exceptions=True)
+        assert all(isinstance(outcome, aiostage.Fence | aiostage.StagingError | RuntimeError) for outcome in outcomes)
+        if not any(isinstance(outcome, aiostage.DeviceLost) for outcome in outcomes):
+            await (await ring.write_buffer(buffer, 0, bytes(MiB)))
+            await ring.stats()
+        await ring.aclose()
+
+    def close() -> None:
+        loop.run_until_complete(asyncio.wait_for(finish(), 30))
+        loop.close()
+        manager.close()
+        print("done", flush=True)
+
+    last_words.append(close)
+    return LATER
+
+
+@scene
+def a_handler_that_runs_after_the_librarys_own_awaits_a_fence() -> str:
+    box, loop = Sandbox(), asyncio.new_event_loop()
+
+    async def insert() -> aiostage.Fence:
+        return aiostage.FenceTracker(box.device).insert()
+
+    async def finish(fence: aiostage.Fence) -> None:
+        await fence.wait(30)
+        print("done", flush=True)
+
+    box.busy(20)
+    fence = loop.run_until_complete(insert())
+    last_words.append(lambda: (loop.run_until_complete(finish(fence)), loop.close()))
+    return LATER
+
+
+@scene
+def a_manager_is_being_initialized_for_ever_in_a_thread() -> None:
+    box = Sandbox()
+    manager = kept["manager"] = memory.StagingRingManager(2, 64 * KiB, device=box.device)
+    begun = threading.Event()
+    connect(box.device).create_staging_buffer = lambda *args: (begun.set(), ctypes.CDLL(None).pause())  # type: ignore[method-assign]
+    threading.Thread(target=lambda: quietly(manager.initialize), daemon=True).start()
+    assert begun.wait(30)
+    impatient()
+
+
+def quietly(act: Callable[[], object]) -> None:
+    with contextlib.suppress(RuntimeError, aiostage.StagingError):
+        act()
+
+
+def main(name: str) -> None:
+    warnings.simplefilter("ignore")
+    if SCENES[name]() is None:
+        print("done", flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
