@@ -124,16 +124,20 @@ def connect(device: Any) -> Native:
         return device
     if not isinstance(device, wgpu.GPUDevice):
         raise TypeError(f"device must be a wgpu.GPUDevice, not {type(device).__name__}")
-    native: Native | None = getattr(device, "_aiostage_native", None)
+    native: WgpuNative | None = getattr(device, "_aiostage_native", None)
     if native is None:
-        check_version()
-        with _clear_errors():
-            made = WgpuNative(device)
-        # Threads that get here at the same time make one each, and all use the one that is first in here.
-        native = vars(device).setdefault("_aiostage_native", made)
-    assert isinstance(native, WgpuNative)
+        native = _connect_first(device)
     if native.process != os.getpid():
         raise WrongLoop("the device belongs to the process that this one was forked from; use 'spawn'")
+    return native
+
+
+def _connect_first(device: wgpu.GPUDevice) -> WgpuNative:
+    check_version()
+    with _clear_errors():
+        made = WgpuNative(device)
+    # Threads that get here at the same time make one each, and all use the one that is first in here.
+    native: WgpuNative = vars(device).setdefault("_aiostage_native", made)
     return native
 
 
@@ -209,7 +213,7 @@ class WgpuNative:
         self._submitting = threading.RLock()
         self._poll_guard = _PollGuard(device, self.poll)
         self._make_callbacks()
-        self._make_structs()
+        self._structs = _CopyStructs(self._ffi)
         # Writing nothing to it is the cheapest call that tells whether the device is lost.
         self._probe = device.create_buffer(size=4, usage=wgpu.BufferUsage.COPY_DST)
 
@@ -247,16 +251,6 @@ class WgpuNative:
             address = int(ffi.cast("uintptr_t", callback))
             infos.append(CallbackInfo(None, lib.WGPUCallbackMode_AllowProcessEvents, address, None, None))
         self._map_info, self._work_done_info = infos
-
-    def _make_structs(self) -> None:
-        new = self._ffi.new
-        self._copy_source = new("WGPUTexelCopyBufferInfo *")
-        self._copy_target = new("WGPUTexelCopyTextureInfo *")
-        self._copy_extent = new("WGPUExtent3D *")
-        self._copy_arguments = [
-            int(self._ffi.cast("uintptr_t", struct))
-            for struct in (self._copy_source, self._copy_target, self._copy_extent)
-        ]
 
     @property
     def _functions(self) -> Functions:
@@ -485,10 +479,10 @@ class WgpuNative:
             else:
                 self._describe_source(copy)
                 self._describe_target(copy)
-                functions.wgpuCommandEncoderCopyBufferToTexture(encoder, *self._copy_arguments)
+                functions.wgpuCommandEncoderCopyBufferToTexture(encoder, *self._structs.arguments)
 
     def _describe_source(self, copy: Any) -> None:
-        info, extent = self._copy_source, self._copy_extent
+        info, extent = self._structs.source, self._structs.extent
         info.buffer = copy.source.handle._internal
         info.layout.offset = copy.offset
         info.layout.bytesPerRow = copy.bytes_per_row
@@ -496,7 +490,7 @@ class WgpuNative:
         extent.width, extent.height, extent.depthOrArrayLayers = copy.size
 
     def _describe_target(self, copy: Any) -> Any:
-        info = self._copy_target
+        info = self._structs.target
         info.texture = copy.destination._internal
         info.mipLevel = copy.mip_level
         info.origin.x, info.origin.y, info.origin.z = copy.origin
@@ -719,6 +713,17 @@ def _destroy_later(destroy: Any, let_go: Any, pointer: Any) -> None:
 
 
 _ledger = _Ledger()
+
+
+class _CopyStructs(threading.local):
+    """What describes a copy to a texture: of each thread its own, since the loop records while a thread submits."""
+
+    def __init__(self, ffi: Any) -> None:
+        self.source = ffi.new("WGPUTexelCopyBufferInfo *")
+        self.target = ffi.new("WGPUTexelCopyTextureInfo *")
+        self.extent = ffi.new("WGPUExtent3D *")
+        structs = self.source, self.target, self.extent
+        self.arguments = [int(ffi.cast("uintptr_t", struct)) for struct in structs]
 
 
 class _ErrorSlot:
