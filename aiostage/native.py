@@ -375,7 +375,8 @@ class WgpuNative:
 
     def submit(self, copies: Sequence[Copy], command_buffers: Sequence[Any]) -> list[tuple[Copy, InvalidCopy]]:
         functions = self._functions
-        # One at a time, as in wgpu: between two, what was postponed has its moment. Where a submit blocks, in threads.
+        # One at a time, as inside wgpu, so that what was postponed has its moment between two. No loop waits for that:
+        # where a submit blocks, threads make it.
         with holding(self._submitting), _ledger.visit(copies), _ledger.returning(command_buffers) as claimed:
             if self.is_lost(ask=False):  # or about to be destroyed
                 raise DeviceLost("the device was lost before the submit")
@@ -580,7 +581,7 @@ class _Ledger:
     Nobody waits for a submit here, which on a software adapter takes as long as the GPU's work. It is a *visit*, as is
     a look at mapped memory: a time in which what it has checked must stay as it is. What somebody destroys during a
     visit is noted at once, which later checks see, and destroyed when no visit is left. So there is one lock, held for
-    a few lines of Python and never for a call of wgpu. It closes these races:
+    a few lines of Python and no call of wgpu that could wait. It closes these races:
 
     - A check, then a destroy in another thread, then the submit (or the look): both abort on what is destroyed. A visit
       begins before its check. A destroy that is noted before that is seen by the check; any other sees the visit.
