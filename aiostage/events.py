@@ -8,6 +8,8 @@ import traceback
 from logging import DEBUG as DEBUG
 
 logger = logging.getLogger("aiostage")
+# Handlers have locks, and a destructor may not wait for the thread that had one when the interpreter stopped it.
+logger.addFilter(lambda record: not sys.is_finalizing())
 
 
 def event(name: str, **fields: object) -> None:

@@ -26,10 +26,8 @@ PATIENCE = 5.0
 over = False
 _deadline: float | None = None
 
-
 endings: WeakKeyDictionary[Any, Callable[[Any], Iterable[threading.Thread]]] = WeakKeyDictionary()
 """What has threads, and a function of it that has nothing more begin in them, and returns those to join."""
-
 
 _NOTHING: AbstractContextManager[Any] = nullcontext()
 
@@ -74,5 +72,6 @@ def patience() -> float:
 def _end() -> None:
     global over
     over = True
-    for thread in [thread for thing, end in list(endings.items()) for thread in end(thing)]:
+    things = [thing for ref in endings.keyrefs() if (thing := ref()) is not None]  # while others may still be added
+    for thread in [thread for thing in things for thread in endings[thing](thing)]:
         join(thread, patience())

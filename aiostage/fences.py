@@ -404,7 +404,7 @@ class _Poller:
         self._stopping = False
         self.polls = 0
         self._thread = None if exits.over else exits.start(self._run, "aiostage poll")
-        exits.endings[self] = _Poller.end
+        exits.endings[self] = _Poller._end
 
     def wake(self) -> None:
         """Have the device polled until it owes nothing."""
@@ -412,11 +412,11 @@ class _Poller:
             self._ring()
 
     def stop(self) -> None:
-        """End the thread, which takes a moment: unless a submit that began in this very moment holds up its poll."""
-        for thread in self.end():
+        """End the thread, and wait a moment for that; no longer where a submit may hold up its last poll."""
+        for thread in self._end():
             exits.join(thread, 0.1 if self._native.submit_blocks else 1)
 
-    def end(self) -> list[threading.Thread]:
+    def _end(self) -> list[threading.Thread]:
         self._stopping = True
         self._ring()
         return [self._thread] if self._thread is not None else []

@@ -98,6 +98,8 @@ class LoopPort:
 
     def post(self, callback: Callback) -> bool:
         """Run `callback` on the loop, from any thread. False if the loop has been closed: then nothing will run."""
+        if sys.is_finalizing():  # a thread that was stopped in its loop may have a lock of that, as trio's has
+            return False
         self._posted.append(callback)
         if not self._scheduled:
             self._scheduled = True

@@ -124,16 +124,20 @@ def connect(device: Any) -> Native:
         return device
     if not isinstance(device, wgpu.GPUDevice):
         raise TypeError(f"device must be a wgpu.GPUDevice, not {type(device).__name__}")
-    native: Native | None = getattr(device, "_aiostage_native", None)
+    native: WgpuNative | None = getattr(device, "_aiostage_native", None)
     if native is None:
-        check_version()
-        with _clear_errors():
-            made = WgpuNative(device)
-        # Threads that get here at the same time make one each, and all use the one that is first in here.
-        native = vars(device).setdefault("_aiostage_native", made)
-    assert isinstance(native, WgpuNative)
+        native = _connect_first(device)
     if native.process != os.getpid():
         raise WrongLoop("the device belongs to the process that this one was forked from; use 'spawn'")
+    return native
+
+
+def _connect_first(device: wgpu.GPUDevice) -> WgpuNative:
+    check_version()
+    with _clear_errors():
+        made = WgpuNative(device)
+    # Threads that get here at the same time make one each, and all use the one that is first in here.
+    native: WgpuNative = vars(device).setdefault("_aiostage_native", made)
     return native
 
 
@@ -209,7 +213,7 @@ class WgpuNative:
         self._submitting = threading.RLock()
         self._poll_guard = _PollGuard(device, self.poll)
         self._make_callbacks()
-        self._make_structs()
+        self._structs = _CopyStructs(self._ffi)
         # Writing nothing to it is the cheapest call that tells whether the device is lost.
         self._probe = device.create_buffer(size=4, usage=wgpu.BufferUsage.COPY_DST)
 
@@ -247,16 +251,6 @@ class WgpuNative:
             address = int(ffi.cast("uintptr_t", callback))
             infos.append(CallbackInfo(None, lib.WGPUCallbackMode_AllowProcessEvents, address, None, None))
         self._map_info, self._work_done_info = infos
-
-    def _make_structs(self) -> None:
-        new = self._ffi.new
-        self._copy_source = new("WGPUTexelCopyBufferInfo *")
-        self._copy_target = new("WGPUTexelCopyTextureInfo *")
-        self._copy_extent = new("WGPUExtent3D *")
-        self._copy_arguments = [
-            int(self._ffi.cast("uintptr_t", struct))
-            for struct in (self._copy_source, self._copy_target, self._copy_extent)
-        ]
 
     @property
     def _functions(self) -> Functions:
@@ -381,7 +375,8 @@ class WgpuNative:
 
     def submit(self, copies: Sequence[Copy], command_buffers: Sequence[Any]) -> list[tuple[Copy, InvalidCopy]]:
         functions = self._functions
-        # One at a time, as in wgpu: between two, what was postponed has its moment. Where a submit blocks, in threads.
+        # One at a time, as inside wgpu, so that what was postponed has its moment between two. No loop waits for that:
+        # where a submit blocks, threads make it.
         with holding(self._submitting), _ledger.visit(copies), _ledger.returning(command_buffers) as claimed:
             if self.is_lost(ask=False):  # or about to be destroyed
                 raise DeviceLost("the device was lost before the submit")
@@ -485,10 +480,10 @@ class WgpuNative:
             else:
                 self._describe_source(copy)
                 self._describe_target(copy)
-                functions.wgpuCommandEncoderCopyBufferToTexture(encoder, *self._copy_arguments)
+                functions.wgpuCommandEncoderCopyBufferToTexture(encoder, *self._structs.arguments)
 
     def _describe_source(self, copy: Any) -> None:
-        info, extent = self._copy_source, self._copy_extent
+        info, extent = self._structs.source, self._structs.extent
         info.buffer = copy.source.handle._internal
         info.layout.offset = copy.offset
         info.layout.bytesPerRow = copy.bytes_per_row
@@ -496,7 +491,7 @@ class WgpuNative:
         extent.width, extent.height, extent.depthOrArrayLayers = copy.size
 
     def _describe_target(self, copy: Any) -> Any:
-        info = self._copy_target
+        info = self._structs.target
         info.texture = copy.destination._internal
         info.mipLevel = copy.mip_level
         info.origin.x, info.origin.y, info.origin.z = copy.origin
@@ -586,7 +581,7 @@ class _Ledger:
     Nobody waits for a submit here, which on a software adapter takes as long as the GPU's work. It is a *visit*, as is
     a look at mapped memory: a time in which what it has checked must stay as it is. What somebody destroys during a
     visit is noted at once, which later checks see, and destroyed when no visit is left. So there is one lock, held for
-    a few lines of Python and never for a call of wgpu. It closes these races:
+    a few lines of Python and no call of wgpu that could wait. It closes these races:
 
     - A check, then a destroy in another thread, then the submit (or the look): both abort on what is destroyed. A visit
       begins before its check. A destroy that is noted before that is seen by the check; any other sees the visit.
@@ -719,6 +714,17 @@ def _destroy_later(destroy: Any, let_go: Any, pointer: Any) -> None:
 
 
 _ledger = _Ledger()
+
+
+class _CopyStructs(threading.local):
+    """What describes a copy to a texture: of each thread its own, since the loop records while a thread submits."""
+
+    def __init__(self, ffi: Any) -> None:
+        self.source = ffi.new("WGPUTexelCopyBufferInfo *")
+        self.target = ffi.new("WGPUTexelCopyTextureInfo *")
+        self.extent = ffi.new("WGPUExtent3D *")
+        structs = self.source, self.target, self.extent
+        self.arguments = [int(ffi.cast("uintptr_t", struct)) for struct in structs]
 
 
 class _ErrorSlot:

@@ -23,6 +23,7 @@ import asyncio  # noqa: E402
 import contextlib  # noqa: E402
 import ctypes  # noqa: E402
 import gc  # noqa: E402
+import logging  # noqa: E402
 import operator  # noqa: E402
 import queue  # noqa: E402
 import warnings  # noqa: E402
@@ -35,6 +36,7 @@ from simulated import until  # noqa: E402
 
 import aiostage  # noqa: E402
 from aiostage import KiB, MiB, memory  # noqa: E402
+from aiostage.events import event  # noqa: E402
 from aiostage.loop import LoopPort  # noqa: E402
 from aiostage.native import connect  # noqa: E402
 from aiostage.workers import Workers  # noqa: E402
@@ -124,10 +126,10 @@ def suspended_everywhere(box: Sandbox) -> None:
 
 
 def all_locks() -> Iterator[Any]:
-    """Every lock that the library has now, and trio's."""
+    """Every lock that the library has now, and those of others that it may wait for."""
     kinds = (type(threading.Lock()), type(threading.RLock()))
     modules = [module for name, module in list(sys.modules.items()) if name.startswith("aiostage")]
-    ours = [thing for thing in gc.get_objects() if type(thing).__module__.startswith(("aiostage", "trio"))]
+    ours = [thing for thing in gc.get_objects() if type(thing).__module__.startswith(("aiostage", "trio", "logging"))]
     for thing in (*modules, *ours):
         names = [*getattr(thing, "__dict__", ()), *getattr(type(thing), "__slots__", ())]
         for value in [getattr(thing, name, None) for name in names]:
@@ -249,12 +251,15 @@ def destructors_use_everything_while_a_submit_never_ends() -> str:
             ring._native.attach,
             ring._native.detach,
             lambda: connect(box.device),
+            lambda: event("taken_down"),
             box.device.destroy,
         ):
             quietly(act)
         os.write(1, b"done\n")
 
     kept["end"] = AtTheEnd(use)
+    logging.basicConfig(level=logging.DEBUG)
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     impatient()
     prepare_to_hold_all()
     return LATER

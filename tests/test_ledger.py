@@ -14,6 +14,7 @@ import anyio
 import numpy as np
 import pytest
 import wgpu
+from readback import read_texture
 from simulated import turns, until
 from wgpu.backends.wgpu_native import _api
 
@@ -21,6 +22,7 @@ import aiostage
 from aiostage import FenceTracker, KiB, MiB, StagingRing
 from aiostage import native as native_module
 from aiostage.budget import default_budget
+from aiostage.copies import TextureCopy, resolve_region
 from aiostage.native import connect
 
 METHODS = [
@@ -222,6 +224,38 @@ async def test_a_fresh_command_buffer_at_the_address_of_a_submitted_one_is_fresh
 
 
 # -- at the same time --
+
+
+async def test_threads_that_record_at_the_same_time_do_not_mix_up_their_copies(
+    own_device: wgpu.GPUDevice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    native, usage = connect(own_device), wgpu.TextureUsage.COPY_DST | wgpu.TextureUsage.COPY_SRC
+    textures = [own_device.create_texture(size=(2, 2, 1), format="rgba8unorm", usage=usage) for _ in range(2)]
+    encoders = [own_device.create_command_encoder() for _ in range(2)]
+    for texture in textures:
+        native_module._ledger.note(texture, destroyed=False)  # or it would be found out by a call of its own
+    describe, first = native._describe_target, [True]
+
+    def meanwhile(copy: Any) -> Any:
+        described = describe(copy)
+        if first:
+            first.clear()
+            in_threads([lambda: record(1)])
+        return described
+
+    def record(index: int) -> None:
+        data = bytes([index + 1]) * 4
+        relay = native.create_relay(4, data)
+        region = resolve_region({"texture": textures[index], "origin": (index, index, 0)}, (1, 1, 1), native)
+        native.record(encoders[index], [TextureCopy(SimpleNamespace(handle=relay), 0, region, 256, 1)])
+
+    monkeypatch.setattr(native, "_describe_target", meanwhile)
+    record(0)
+    own_device.queue.submit([encoder.finish() for encoder in encoders])
+    for index, texture in enumerate(textures):
+        texels = np.zeros((2, 2, 4), np.uint8)
+        texels[index, index] = index + 1
+        assert (read_texture(texture)[0].reshape(texels.shape) == texels).all()
 
 
 def in_threads(acts: list[Callable[[], Any]]) -> list[Any]:
