@@ -65,6 +65,7 @@ class TextureCopy:
 
     __slots__ = (
         "aspect",
+        "block",
         "bytes_per_row",
         "destination",
         "mip_level",
@@ -91,6 +92,7 @@ class TextureCopy:
         self.destination = region.texture
         self.mip_level = region.mip_level
         self.aspect = region.aspect
+        self.block = region.block
         self.origin = region.origin
         self.size = region.size
         self.bytes_per_row = bytes_per_row

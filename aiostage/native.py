@@ -34,6 +34,7 @@ from .cfunctions import CallbackInfo, Functions
 from .copies import BufferCopy, Copy
 from .errors import DeviceLost, InvalidCopy, InvalidSubmit, OutOfMemory, StagingError, UnsupportedVersion, WrongLoop
 from .exits import holding
+from .volumes import Level, Volumes
 
 SUPPORTED_WGPU = ("0.31", "0.32")
 
@@ -214,6 +215,7 @@ class WgpuNative:
         self._poll_guard = _PollGuard(device, self.poll)
         self._make_callbacks()
         self._structs = _CopyStructs(self._ffi)
+        self._volumes = Volumes(device, self._ffi, self._pointer)
         # Writing nothing to it is the cheapest call that tells whether the device is lost.
         self._probe = device.create_buffer(size=4, usage=wgpu.BufferUsage.COPY_DST)
 
@@ -392,6 +394,7 @@ class WgpuNative:
             pointers += map(self._pointer, command_buffers)
             claimed.clear()
             functions.wgpuQueueSubmit(self._queue, len(pointers), (ctypes.c_void_p * len(pointers))(*pointers))
+            self._volumes.note(good)
         if command_buffer is not None:
             functions.wgpuCommandBufferRelease(command_buffer)
         return refused
@@ -470,6 +473,7 @@ class WgpuNative:
 
     def _record(self, encoder: int, copies: Sequence[Copy]) -> None:
         functions, pointer = self._functions, self._pointer
+        used: set[Level] = set()
         for copy in copies:
             source = pointer(copy.source.handle)
             if isinstance(copy, BufferCopy):
@@ -478,6 +482,7 @@ class WgpuNative:
                     encoder, source, copy.offset, target, copy.destination_offset, copy.size
                 )
             else:
+                self._volumes.prepare(functions, encoder, copy, used)
                 self._describe_source(copy)
                 self._describe_target(copy)
                 functions.wgpuCommandEncoderCopyBufferToTexture(encoder, *self._structs.arguments)
@@ -506,6 +511,8 @@ class WgpuNative:
         slots.append(slot)
         try:
             result = function(*arguments)
+        except wgpu.GPUError as error:  # of a call of wgpu-py's own in it
+            slot.message, result = str(error), None
         finally:
             slots.pop()
         return None if slot.message is None else " ".join(slot.message.split()), result

@@ -1,0 +1,105 @@
+"""The first use of a 3D texture's level.
+
+wgpu clears a level before its first use. A copy from a buffer to z > 0 of a 3D texture does not count as one, until
+wgpu's pull request 9765 is in wgpu-native: what it writes is cleared with the rest by the next command that does count.
+So such a copy gets a command before it, in the same encoder, that uses the level and changes nothing: a copy of one
+texel block out of it, or a dispatch of no workgroups with the level bound. A texture that allows neither has no content
+that anybody could see.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import wgpu
+
+from .cfunctions import Functions
+from .copies import Copy, TextureCopy
+
+Level = tuple[int, int]  # id of the texture, mip level
+
+_BOUND = wgpu.TextureUsage.TEXTURE_BINDING | wgpu.TextureUsage.STORAGE_BINDING
+_NOTHING = "@compute @workgroup_size(1) fn nothing() {}"
+
+
+class Volumes:
+    """Which levels of a device's 3D textures were used, and the first use of the others."""
+
+    def __init__(self, device: Any, ffi: Any, pointer: Callable[[Any], int]) -> None:
+        self._device = device
+        self._ffi = ffi
+        self._pointer = pointer
+        self._module: Any = None
+        self._pipelines: dict[tuple[bool, str], tuple[Any, Any]] = {}  # (layout, pipeline), by what is bound
+
+    def prepare(self, functions: Functions, encoder: int, copy: TextureCopy, used: set[Level]) -> None:
+        """Record a use of the copy's level, if it needs one; `used` has those that the encoder has used already."""
+        texture, level = copy.destination, (id(copy.destination), copy.mip_level)
+        if texture.dimension != "3d" or level in used or copy.mip_level in _known(texture):
+            return
+        used.add(level)
+        if copy.origin[2] == 0:  # which is a use
+            return
+        if texture.usage & wgpu.TextureUsage.COPY_SRC:
+            self._copy_out(functions, encoder, copy)
+        elif texture.usage & _BOUND:
+            self._bind(functions, encoder, texture, copy.mip_level)
+
+    def note(self, copies: Iterable[Copy]) -> None:
+        """These were submitted."""
+        for copy in copies:
+            if type(copy) is TextureCopy and copy.destination.dimension == "3d":
+                _known(copy.destination).add(copy.mip_level)
+
+    def _copy_out(self, functions: Functions, encoder: int, copy: TextureCopy) -> None:
+        new, cast = self._ffi.new, self._ffi.cast
+        block = copy.block
+        scratch = self._device.create_buffer(size=block.nbytes, usage=wgpu.BufferUsage.COPY_DST)
+        source = new("WGPUTexelCopyTextureInfo *")
+        source.texture = cast("WGPUTexture", self._pointer(copy.destination))
+        source.mipLevel = copy.mip_level
+        source.aspect = 1  # WGPUTextureAspect_All
+        target = new("WGPUTexelCopyBufferInfo *")
+        target.buffer = cast("WGPUBuffer", self._pointer(scratch))
+        target.layout.bytesPerRow, target.layout.rowsPerImage = 256, 1
+        extent = new("WGPUExtent3D *", (block.width, block.height, 1))
+        addresses = (int(cast("uintptr_t", struct)) for struct in (source, target, extent))
+        functions.wgpuCommandEncoderCopyTextureToBuffer(encoder, *addresses)
+
+    def _bind(self, functions: Functions, encoder: int, texture: Any, level: int) -> None:
+        layout, pipeline = self._pipeline(texture)
+        view = texture.create_view(base_mip_level=level, mip_level_count=1)
+        group = self._device.create_bind_group(layout=layout, entries=[{"binding": 0, "resource": view}])
+        compute = functions.wgpuCommandEncoderBeginComputePass(encoder, None)
+        functions.wgpuComputePassEncoderSetPipeline(compute, self._pointer(pipeline))
+        functions.wgpuComputePassEncoderSetBindGroup(compute, 0, self._pointer(group), 0, None)
+        functions.wgpuComputePassEncoderDispatchWorkgroups(compute, 0, 1, 1)
+        functions.wgpuComputePassEncoderEnd(compute)
+        functions.wgpuComputePassEncoderRelease(compute)
+
+    def _pipeline(self, texture: Any) -> tuple[Any, Any]:
+        sampled, format = bool(texture.usage & wgpu.TextureUsage.TEXTURE_BINDING), texture.format
+        if sampled:
+            kind = next((kind for kind in ("uint", "sint") if format.endswith(kind)), "unfilterable-float")
+            name, binding, key = "texture", {"sample_type": kind}, (True, kind)
+        else:
+            name, binding, key = "storage_texture", {"access": "write-only", "format": format}, (False, format)
+        if key not in self._pipelines:
+            device = self._device
+            self._module = self._module or device.create_shader_module(code=_NOTHING)
+            binding["view_dimension"] = "3d"
+            entry = {"binding": 0, "visibility": wgpu.ShaderStage.COMPUTE, name: binding}
+            layout = device.create_bind_group_layout(entries=[entry])
+            pipeline = device.create_compute_pipeline(
+                layout=device.create_pipeline_layout(bind_group_layouts=[layout]),
+                compute={"module": self._module, "entry_point": "nothing"},
+            )
+            self._pipelines[key] = layout, pipeline
+        return self._pipelines[key]
+
+
+def _known(texture: Any) -> set[int]:
+    """The levels that are known to have been used, kept with the texture."""
+    known: set[int] = texture.__dict__.setdefault("_aiostage_used_levels", set())
+    return known
