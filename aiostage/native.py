@@ -56,7 +56,7 @@ class Native(Protocol):
     def detach(self) -> None: ...
 
     def create_staging_buffer(self, size: int, host_cached: bool) -> Any:
-        """A new staging buffer of `size` bytes, mapped for writing. :raises OutOfMemory:"""
+        """A new staging buffer of `size` bytes, to be mapped. :raises OutOfMemory:"""
 
     def is_host_cached(self, wanted: bool | None) -> bool:
         """Whether staging memory can be read fast. :raises ValueError: if it is `wanted` and cannot be had."""
@@ -163,6 +163,20 @@ def check_version(version: str | None = None) -> None:
             f"wgpu {version} is installed; this version of aiostage works with {', '.join(SUPPORTED_WGPU)} "
             f"(pip install 'wgpu=={SUPPORTED_WGPU[-1]}.*')"
         )
+
+
+def map_first(native: Native, buffers: Sequence[Any]) -> None:
+    """Map new staging buffers, and wait for it; not on a loop. :raises DeviceLost:"""
+    mapped: list[bool] = []
+    for buffer in buffers:
+        native.map(buffer, mapped.append)
+    while len(mapped) < len(buffers):
+        native.poll()
+        if len(mapped) < len(buffers) and native.is_lost():
+            break
+        time.sleep(0)  # another thread's poll may be what delivers them
+    if len(mapped) < len(buffers) or not all(mapped):
+        raise DeviceLost("the device was lost while its ring was opened")
 
 
 def export(address: int, size: int, owner: Callable[[Any], None]) -> Any:
@@ -315,20 +329,21 @@ class WgpuNative:
         return available if wanted is None else wanted
 
     def create_staging_buffer(self, size: int, host_cached: bool) -> Any:
+        # Not mapped at creation: without MAP_WRITE, wgpu would lend other memory, and free it at the first submit.
         mode = wgpu.BufferUsage.MAP_READ if self._is_read_mapped(host_cached) else wgpu.BufferUsage.MAP_WRITE
         with _clear_errors():
             buffer = self.device.create_buffer(
                 label="staging buffer",
                 size=size,
                 usage=mode | wgpu.BufferUsage.COPY_SRC,
-                mapped_at_creation=True,
             )
         # Allocation.buffer.handle gives it to users, for whom one of these would end in an abort.
         buffer.destroy = buffer.unmap = buffer.map_async = buffer.map_sync = _refuse
         return buffer
 
     def _is_read_mapped(self, host_cached: bool) -> bool:
-        # MAP_READ memory is what the driver keeps in the host's cache; the feature lets a copy read from it.
+        # MAP_READ memory is what the driver keeps in the host's cache; the feature lets a copy read from it. wgpu does
+        # not flush what was written to it, which the memory that its allocator takes for this, coherent, does not need.
         return host_cached and "mappable-primary-buffers" in self.device.features
 
     def map(self, buffer: Any, done: Done) -> None:

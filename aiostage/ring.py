@@ -50,7 +50,7 @@ from .events import DEBUG, event, logger, report
 from .exits import holding
 from .fences import Fence, FenceTracker
 from .lanes import NO_TASK, Hold, Lane, StagingBuffer, Submission, Trip
-from .native import Native, export
+from .native import Native, export, map_first
 from .stats import BufferState, Demand, StagingStats
 from .views import Views
 from .workers import Workers, wait_out
@@ -1038,7 +1038,7 @@ class StagingRing:
             self.ring_count = max(3, min(16, budget.available // 2 // self.buffer_size))
 
     def _create_buffers(self) -> None:
-        """Create and warm up; in a thread, because the first mapping of a buffer fills it with zeros."""
+        """Create and map; in a thread, because the first mapping of a buffer fills it with zeros."""
         for index in range(self.ring_count):
             try:
                 handle = self._native.create_staging_buffer(self.buffer_size, self.host_cached)
@@ -1048,6 +1048,7 @@ class StagingRing:
                     f"{self.buffer_size} bytes each; nothing was kept"
                 ) from error
             self._buffers.append(StagingBuffer(index, handle, self.buffer_size))
+        map_first(self._native, [buffer.handle for buffer in self._buffers])
 
     def _threads_are_done(self) -> bool:
         return not self._under_way and not any(buffer.copying for buffer in self._buffers)

@@ -56,7 +56,7 @@ class Views:
         self._view: Callable[[], memoryview | None] = _nothing
         self._view_source: Callable[[], Any] = _nothing
         self._array_source: Callable[[], Any] = _nothing
-        self._arrays: dict[int, weakref.ref[StagedArray]] = {}  # by id; each step is one that threads can take at once
+        self._arrays: dict[int, weakref.ref[StagedArray]] = {}  # by id; `copy` and the like are one step each
         self._prune_at = 64
         self._frozen = False
 
@@ -91,7 +91,7 @@ class Views:
         """Have `array` become read-only with the others, or now if they have."""
         array._views = self
         if len(self._arrays) >= self._prune_at:  # a loop over rows makes one a row
-            for key, ref in list(self._arrays.items()):
+            for key, ref in self._arrays.copy().items():
                 if ref() is None:
                     self._arrays.pop(key, None)
             self._prune_at = 2 * len(self._arrays) + 64
@@ -153,7 +153,7 @@ class Views:
 
     def _freeze(self) -> None:
         self._frozen = True
-        for ref in list(self._arrays.values()):
+        for ref in self._arrays.copy().values():
             array = ref()
             if array is not None:
                 array.flags.writeable = False

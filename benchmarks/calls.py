@@ -18,7 +18,7 @@ from wgpu.backends.wgpu_native import lib_path
 
 from aiostage.cfunctions import Functions
 from aiostage.copies import BufferCopy
-from aiostage.native import connect
+from aiostage.native import connect, map_first
 
 from .machine import print_table
 
@@ -40,6 +40,7 @@ async def run(device: wgpu.GPUDevice, quick: bool) -> dict[str, Any]:
     native.attach()
     target = device.create_buffer(size=SIZE, usage=wgpu.BufferUsage.COPY_DST)
     sources = [Source(native.create_staging_buffer(SIZE, native.is_host_cached(None))) for _ in range(8)]
+    map_first(native, [source.handle for source in sources])
     figures: dict[str, Any] = {}
     kept = native._holding
     for name, (threads, size) in BESIDE.items():

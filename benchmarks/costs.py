@@ -20,6 +20,7 @@ import wgpu
 
 import aiostage
 from aiostage import uploads
+from aiostage.native import map_first
 
 from .machine import print_table, spread
 
@@ -86,6 +87,7 @@ async def zero_copy(device: wgpu.GPUDevice, seconds: float) -> dict[str, float]:
     loop = asyncio.get_running_loop()
     async with aiostage.StagingRing(device, 20, size) as ring:
         buffers = [ring._native.create_staging_buffer(size, ring.host_cached) for _ in range(threads)]
+        map_first(ring._native, buffers)
         memories = [
             np.frombuffer(aiostage.native.export(ring._native.address(b), size, lambda _: None), np.uint8)
             for b in buffers

@@ -196,7 +196,6 @@ class SimulatedGpu:
 
     def create_staging_buffer(self, size: int, host_cached: bool) -> SimulatedBuffer:
         buffer = SimulatedBuffer(self, size, wgpu.BufferUsage.MAP_WRITE | wgpu.BufferUsage.COPY_SRC)
-        buffer.map_state = "mapped"
         self.staging.append(buffer)
         return buffer
 

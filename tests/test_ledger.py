@@ -23,7 +23,7 @@ from aiostage import FenceTracker, KiB, MiB, StagingRing
 from aiostage import native as native_module
 from aiostage.budget import default_budget
 from aiostage.copies import TextureCopy, resolve_region
-from aiostage.native import connect
+from aiostage.native import connect, map_first
 
 METHODS = [
     (_api.GPUBuffer, "destroy"),
@@ -380,6 +380,7 @@ def test_a_device_destroyed_between_the_check_and_a_look_is_destroyed_after_it(
 ) -> None:
     native = connect(own_device)
     staging = native.create_staging_buffer(1024, native.is_host_cached(None))
+    map_first(native, [staging])
     is_lost = native.is_lost
 
     def destroy_after(ask: bool = True) -> bool:
@@ -457,6 +458,8 @@ async def test_what_runs_on_the_loop_does_not_wait_for_a_submit(
     target, other = (device.create_buffer(size=64, usage=USAGE) for _ in range(2))
     texture = device.create_texture(size=(4, 4, 1), format="rgba8unorm", usage=wgpu.TextureUsage.COPY_DST)
     readable = device.create_buffer(size=64, usage=wgpu.BufferUsage.COPY_DST | wgpu.BufferUsage.MAP_READ)
+    another = StagingRing(device, 2, 1024)
+    await another.open()  # which waits for mappings, and these for a submit
     async with StagingRing(device, 3, 1024) as ring:
         writing = asyncio.ensure_future(ring.write_buffer(target, 0, bytes(64)))
         await until(blocked.begun.is_set)
@@ -476,8 +479,6 @@ async def test_what_runs_on_the_loop_does_not_wait_for_a_submit(
         await frame.__aenter__()
         await frame.write_buffer(other, 0, bytes(64))
         leaving = asyncio.ensure_future(frame.__aexit__(None, None, None))
-        another = StagingRing(device, 2, 1024)
-        await another.open()
         with another.allocate_nowait(16) as slot:
             slot.copy_to_buffer(other)
         closing = asyncio.ensure_future(another.aclose())

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import wgpu
 from readback import read_buffer, read_texture
-from simulated import turns, until
+from simulated import SimulatedGpu, turns, until
 from wgpu.backends.wgpu_native import lib_path
 
 import aiostage
@@ -21,7 +21,7 @@ from aiostage import BufferState, FenceTracker, KiB, MiB, StagingRing
 from aiostage import native as native_module
 from aiostage.cfunctions import Functions
 from aiostage.copies import BufferCopy
-from aiostage.native import check_version, connect
+from aiostage.native import check_version, connect, map_first
 
 OpenRing = Callable[..., Awaitable[StagingRing]]
 Target = Callable[[int], wgpu.GPUBuffer]
@@ -349,6 +349,7 @@ def test_no_call_that_keeps_the_lock_waits_for_a_thread_that_wgpu_calls_back(
 ) -> None:
     native, target = connect(own_device), own_device.create_buffer(size=256, usage=wgpu.BufferUsage.COPY_DST)
     sources = [Source(native.create_staging_buffer(256, native.is_host_cached(None))) for _ in range(2)]
+    map_first(native, [source.handle for source in sources])
     inside, leave, through = threading.Event(), threading.Event(), threading.Event()
 
     def stay(*args: Any) -> None:
@@ -411,3 +412,50 @@ def test_a_software_adapter_may_wait_in_any_call_and_gives_the_lock_away(own_dev
     native = connect(own_device)
     assert native.submit_blocks is (own_device.adapter.info["adapter_type"] == "CPU")
     assert (native._functions is native._releasing) is native.submit_blocks
+
+
+# -- staging memory in its first life --
+
+
+@pytest.mark.parametrize("host_cached", [True, None])
+async def test_staging_memory_is_its_own_from_the_first_mapping_on(
+    adapter: wgpu.GPUAdapter, target: Callable[[int], wgpu.GPUBuffer], host_cached: bool | None
+) -> None:
+    # What the array shows after the submit is what the staging buffer holds: no memory that was lent until then.
+    size, feature = 1 << 16, "mappable-primary-buffers"
+    device = adapter.request_device_sync(required_features=[feature] if host_cached else [])
+    usage = wgpu.BufferUsage.COPY_DST | wgpu.BufferUsage.COPY_SRC
+    async with StagingRing(device, 2, size, host_cached=host_cached) as ring:
+        kept, buffers = [], []
+        for index in range(2):
+            content = np.full(size, index + 1, np.uint8)
+            buffers.append(device.create_buffer(size=size, usage=usage))
+            with await ring.allocate(size) as slot:
+                kept.append(slot.array())
+                kept[-1][:] = content
+                slot.copy_to_buffer(buffers[-1])
+        await (await ring.submit())
+        noise = [np.full(size, 255, np.uint8) for _ in range(20)]  # takes memory that would have been freed
+        for index, array in enumerate(kept):
+            assert set(array.tolist()) == {index + 1}
+            assert set(device.queue.read_buffer(buffers[index])) == {index + 1}
+        addresses = {buffer.address for buffer in ring._buffers}
+        await (await ring.write_buffer(buffers[0], 0, noise[0]))
+        await until(lambda: ring.stats_nowait().bytes_in_flight == 0)
+        assert {buffer.address for buffer in ring._buffers} == addresses
+
+
+async def test_a_ring_on_a_device_that_is_lost_is_not_opened(own_device: wgpu.GPUDevice) -> None:
+    budget = aiostage.MemoryBudget(1 << 20)
+    own_device.destroy()
+    with pytest.raises(aiostage.DeviceLost):
+        await StagingRing(own_device, 2, 1024, budget=budget).open()
+    assert budget.used == 0
+
+
+async def test_a_device_that_is_lost_while_a_ring_maps_its_buffers_fails_the_opening() -> None:
+    gpu, budget = SimulatedGpu(), aiostage.MemoryBudget(1 << 20)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(aiostage.DeviceLost):
+        patch.setattr(gpu, "map", lambda buffer, done: gpu.lose())
+        await StagingRing(gpu, 2, 1024, budget=budget).open()
+    assert budget.used == 0

@@ -9,7 +9,7 @@ import pytest
 from simulated import SimulatedBuffer, SimulatedGpu
 
 from aiostage.copies import BufferCopy, TextureCopy, resolve_region
-from aiostage.native import Native, connect
+from aiostage.native import Native, connect, map_first
 
 
 def copy_of(staging: SimulatedBuffer, target: SimulatedBuffer) -> BufferCopy:
@@ -25,6 +25,7 @@ def test_it_is_taken_for_a_native_as_it_is() -> None:
 def test_a_copy_happens_when_the_submission_completes_and_maps_and_fences_after_it() -> None:
     gpu, heard = SimulatedGpu(), []
     staging, target = gpu.create_staging_buffer(4, False), gpu.buffer(4)
+    map_first(gpu, [staging])
     staging.bytes[:] = 7
     gpu.unmap(staging)
     gpu.submit([copy_of(staging, target)], [])
@@ -43,6 +44,7 @@ def test_a_copy_happens_when_the_submission_completes_and_maps_and_fences_after_
 def test_a_write_between_seal_and_completion_is_a_violation() -> None:
     gpu = SimulatedGpu()
     staging = gpu.create_staging_buffer(4, False)
+    map_first(gpu, [staging])
     gpu.unmap(staging)
     gpu.submit([copy_of(staging, gpu.buffer(4))], [])
     staging.bytes[1] = 1
@@ -53,6 +55,7 @@ def test_a_write_between_seal_and_completion_is_a_violation() -> None:
 def test_what_would_abort_is_an_assertion_error() -> None:
     gpu = SimulatedGpu()
     staging = gpu.create_staging_buffer(4, False)
+    map_first(gpu, [staging])
     with pytest.raises(AssertionError, match="map of a buffer that is mapped"):
         gpu.map(staging, print)
     with pytest.raises(AssertionError, match="submit of a buffer that is mapped"):
@@ -69,6 +72,7 @@ def test_a_texture_copy_skips_the_padding_of_rows_and_images() -> None:
     gpu = SimulatedGpu()
     texture = gpu.texture("rgba8unorm", (4, 4, 2), mip_level_count=2)
     staging = gpu.create_staging_buffer(2048, False)
+    map_first(gpu, [staging])
     staging.bytes[:] = np.arange(2048) // 256
     gpu.unmap(staging)
     region = resolve_region({"texture": texture, "mip_level": 1}, (2, 2, 2), gpu)
