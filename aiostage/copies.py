@@ -180,7 +180,10 @@ def check_buffer_copy(buffer: Any, buffer_offset: int, size: int, owner: Any) ->
     if buffer_offset < 0 or buffer_offset % 4:
         raise InvalidCopy(f"buffer_offset must be a multiple of 4 and not negative, not {buffer_offset}")
     if size < 0 or size % 4:
-        raise InvalidCopy(f"the number of bytes copied must be a multiple of 4, not {size}")
+        raise InvalidCopy(
+            f"the number of bytes copied must be a multiple of 4, not {size}: pad the data, as in "
+            f"bytes(data) + bytes({-size % 4})"
+        )
     if buffer_offset + size > given.size:
         raise InvalidCopy(f"{size} bytes at offset {buffer_offset} do not fit in a buffer of {given.size} bytes")
     if given is buffer:
@@ -221,9 +224,13 @@ def resolve_destination(destination: Mapping[str, Any], owner: Any) -> Destinati
     """(texture, mip level, origin, aspect, texel block) of wgpu's `destination` dict, without a size yet."""
     given: Any = destination
     if not isinstance(given, Mapping):
-        given = getattr(given, "__dict__", None)  # wgpu.structs.TexelCopyTextureInfo
-        if given is None:
-            raise InvalidCopy(f"destination must be a dict with a texture in it, not {type(destination).__name__}")
+        given = getattr(given, "__dict__", {})  # wgpu.structs.TexelCopyTextureInfo
+        if "texture" not in given:
+            kind = type(destination)
+            raise InvalidCopy(
+                f"destination must be a dict such as {{'texture': texture}} with a wgpu.GPUTexture, not a "
+                f"{kind.__module__}.{kind.__qualname__}"
+            )
     destination = given
     if "texture" not in destination or not destination.keys() <= _DESTINATION_KEYS:
         raise InvalidCopy(f"destination has texture, mip_level, origin and aspect, not {sorted(destination)}")

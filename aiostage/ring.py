@@ -384,8 +384,8 @@ class StagingRing:
 
         On return `data` may be reused, and the copy was submitted: what is submitted later sees it. Calls made in the
         same turn of the loop share a submit. `data` may be any object with the buffer protocol, also larger than the
-        ring; it is taken in C order. Cancelled, it ends when what it had staged was submitted, and so cannot overwrite
-        the next upload.
+        ring; its bytes are taken in C order, in the byte order that they have. Cancelled, it ends when what it had
+        staged was submitted, and so cannot overwrite the next upload.
 
         :param data_offset: bytes of `data` to skip.
         :param size: bytes to copy; default: the rest.
@@ -393,6 +393,7 @@ class StagingRing:
         :raises InvalidCopy: WebGPU would refuse it; nothing was copied.
         """
         self._check_task()
+        data = await uploads.load(self, data)
         pieces = uploads.from_buffer(self, buffer, buffer_offset, data, data_offset, size)
         return await uploads.write_now(self, pieces)
 
@@ -405,11 +406,14 @@ class StagingRing:
     ) -> Fence:
         """Copy `data` to a region of a texture, as `GPUQueue.write_texture` does, without holding the loop.
 
-        With `data_layout` and `size` None both follow from the shape of `data` and the format of the texture.
+        With `data_layout` and `size` None both follow from the shape of `data` and the format of the texture. Items are
+        the texels' own type (docs/guide.md), in either byte order, or bytes.
 
-        :raises InvalidCopy: WebGPU would refuse it; nothing was copied.
+        :raises InvalidCopy: WebGPU would refuse it, or the data are of another kind; nothing was copied.
+        :raises TypeError: `data` is no array and no bytes, or has masked or missing values.
         """
         self._check_task()
+        data = await uploads.load(self, data, flat=data_layout is not None)
         return await uploads.write_now(self, uploads.from_texels(self, destination, data, data_layout, size))
 
     def batch(self) -> uploads.Batch:

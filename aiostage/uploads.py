@@ -29,6 +29,17 @@ from .copies import (
     resolve_destination,
     whole,
 )
+from .data.arrays import (
+    as_array,
+    as_blocks,
+    as_items,
+    check_texels,
+    copy_bytes,
+    copy_texels,
+    is_lazy,
+    is_masked,
+    is_raw,
+)
 from .errors import AllocationClosed, AllocationTooLarge, InvalidCopy, afresh
 from .fences import Fence
 from .formats import TexelBlock, is_depth_stencil, padded_row
@@ -84,6 +95,7 @@ class Batch:
         self._check()
         if data_offset == 0 and size is None and put(self._ring, self._lane, buffer, buffer_offset, data):
             return
+        data = await load(self._ring, data)
         pieces = from_buffer(self._ring, buffer, buffer_offset, data, data_offset, size)
         await write(self._ring, self._lane, pieces)
 
@@ -96,6 +108,7 @@ class Batch:
     ) -> None:
         """Like `StagingRing.write_texture`, submitted with the batch. On return `data` may be reused."""
         self._check()
+        data = await load(self._ring, data, flat=data_layout is not None)
         await write(self._ring, self._lane, from_texels(self._ring, destination, data, data_layout, size))
 
     async def __aenter__(self) -> Batch:
@@ -285,6 +298,16 @@ class _Filling:
             self._idle.set()
 
 
+async def load(ring: StagingRing, data: Any, flat: bool = False) -> Any:
+    """`data`, or what a thread makes of it if that may take long: of an array that is computed or read when it is asked
+    for, and with `flat` of one that is not contiguous. :raises TypeError:"""
+    if not is_lazy(data) and not (flat and isinstance(data, np.ndarray) and not data.flags.c_contiguous):
+        return data
+    loaded: list[npt.NDArray[Any]] = []
+    await ring._workers.run(lambda: loaded.append(np.ascontiguousarray(as_array(data)) if flat else as_array(data)))
+    return loaded[0]
+
+
 # -- bytes --
 
 
@@ -293,8 +316,13 @@ def put(ring: StagingRing, lane: Lane, buffer: Any, buffer_offset: Any, data: An
 
     False, with nothing done, for anything else; `from_buffer` finds out what it is. :raises InvalidCopy:
     """
+    if is_masked(data):
+        return False
     try:
-        source = memoryview(data).cast("B")
+        source = memoryview(data)
+        if source.format == "O":  # which it would cast as well: the addresses of Python objects
+            return False
+        source = source.cast("B")
     except (TypeError, ValueError, NotImplementedError):  # no buffer, not contiguous, or of a format of numpy's own
         return False
     nbytes = source.nbytes
@@ -315,7 +343,7 @@ def from_buffer(
     ring: StagingRing, buffer: Any, buffer_offset: int, data: Any, data_offset: int, size: int | None
 ) -> Iterator[Piece]:
     """Pieces of `data`'s bytes, in C order. :raises InvalidCopy:"""
-    array = as_array(data)
+    array = as_items(as_array(data))
     buffer_offset, data_offset = whole(buffer_offset, "buffer_offset"), whole(data_offset, "data_offset")
     if not 0 <= data_offset <= array.nbytes:
         raise InvalidCopy(f"data_offset {data_offset} lies outside the data's {array.nbytes} bytes")
@@ -340,49 +368,6 @@ def _buffer_copy(source: StagingBuffer, offset: int, buffer: Any, target: int, n
     return BufferCopy(source, offset, buffer, target, nbytes, pin)
 
 
-def as_array(data: Any) -> npt.NDArray[Any]:
-    """Any object with the buffer protocol, or that numpy takes without a copy, as an array.
-
-    :raises TypeError: it is neither, or holds Python objects.
-    """
-    if not isinstance(data, np.ndarray):
-        try:
-            view = memoryview(data)
-        except TypeError:
-            data = np.asarray(data)
-        else:
-            # A contiguous buffer is bytes whatever its format says; numpy does not know every format.
-            data = np.frombuffer(view, np.uint8) if view.c_contiguous and view.nbytes else np.asarray(view)
-    if data.dtype.hasobject:
-        raise TypeError(f"data must be bytes or numbers, not {data.dtype}")
-    array: npt.NDArray[Any] = data
-    return array
-
-
-def copy_bytes(target: Bytes, array: npt.NDArray[Any], start: int) -> None:
-    """Write the bytes of `array`, in C order, from byte `start` on, until `target` is full."""
-    if array.flags.c_contiguous:
-        np.copyto(target, array.reshape(-1).view(np.uint8)[start : start + len(target)])
-        return
-    row = array.nbytes // len(array)
-    first, skip = divmod(start, row)
-    done = 0
-    if skip:
-        done = min(row - skip, len(target))
-        copy_bytes(target[:done], _row(array, first), skip)
-        first += 1
-    whole = (len(target) - done) // row
-    block = target[done : done + whole * row].view(array.dtype).reshape(whole, *array.shape[1:])
-    np.copyto(block, array[first : first + whole])
-    done += whole * row
-    if done < len(target):
-        copy_bytes(target[done:], _row(array, first + whole), 0)
-
-
-def _row(array: npt.NDArray[Any], index: int) -> npt.NDArray[Any]:
-    return array[index] if array.ndim > 1 else array[index : index + 1]
-
-
 # -- texels --
 
 
@@ -394,8 +379,9 @@ def from_texels(
     size: Any,
 ) -> Iterator[Piece]:
     """Pieces of texel rows, padded as they are copied. :raises InvalidCopy:"""
-    array = as_array(data)
     resolved = resolve_destination(destination, ring._native)
+    array = as_array(data)
+    check_texels(array, resolved[0].format, resolved[4])
     if size is None:
         if data_layout is not None:
             raise InvalidCopy("size is needed with a data_layout; without either, both follow from the data's shape")
@@ -428,15 +414,9 @@ def _texel_piece(part: TextureRegion, source: npt.NDArray[Any]) -> Piece:
     stride = padded_row(part.row_bytes)
     return Piece(
         footprint(part, stride, part.block_rows),
-        partial(_fill_rows, source=source, stride=stride),
+        partial(copy_texels, source=source, stride=stride),
         partial(_texture_copy, part=part, stride=stride),
     )
-
-
-def _fill_rows(memory: Bytes, source: npt.NDArray[Any], stride: int) -> None:
-    strides = (stride * source.shape[1], stride, source.shape[3] * source.itemsize, source.itemsize)
-    target: npt.NDArray[Any] = np.ndarray(source.shape, source.dtype, buffer=memory, strides=strides)
-    np.copyto(target, source)
 
 
 def _texture_copy(source: StagingBuffer, offset: int, part: TextureRegion, stride: int) -> TextureCopy:
@@ -478,13 +458,16 @@ def _lay_out(array: npt.NDArray[Any], data_layout: Mapping[str, int], region: Te
     if offset < 0 or offset + needed > array.nbytes:
         raise InvalidCopy(f"the data has {array.nbytes} bytes; bytes {offset} to {offset + needed} are needed")
     if not data_layout:
-        shaped = _as_blocks(array, region.block, region.texture.dimension)
+        room = (region.size[2], region.block_rows, region.block_columns)
+        shaped = as_blocks(array, region.block, region.texture.dimension, room)
         if shaped is not None and shaped.shape[:3] == (
             region.size[2],
             region.block_rows,
             region.block_columns,
         ):
             return shaped
+    if not array.dtype.isnative:
+        raise InvalidCopy("data in another byte order: give data.astype(data.dtype.newbyteorder('<')), or its bytes")
     nbytes = region.block.nbytes
     flat = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
     shape = (region.size[2], region.block_rows, region.block_columns, nbytes)
@@ -496,37 +479,29 @@ def _infer(
     array: npt.NDArray[Any], texture: Any, mip_level: int, origin: Triple, block: TexelBlock
 ) -> tuple[npt.NDArray[Any], Triple]:
     """The texel blocks of `array`, and the size in texels that its shape tells."""
-    blocks = _as_blocks(array, block, texture.dimension)
-    if blocks is None:
-        blocks = _as_level(array, mip_extent(texture, mip_level), origin, block)
+    level = mip_extent(texture, mip_level)
+    room = (
+        level[2] - origin[2],
+        -(-(level[1] - origin[1]) // block.height),
+        -(-(level[0] - origin[0]) // block.width),
+    )
+    blocks = as_blocks(array, block, texture.dimension, room)
+    if blocks is None and is_raw(array) and origin == (0, 0, 0):
+        blocks = _as_level(array, (*room, block.nbytes))
     if blocks is None:
         raise InvalidCopy(
             f"the size cannot be told from data of shape {array.shape} and {array.itemsize} bytes an item, for a "
             f"{texture.dimension} texture of {texture.format} with {block.nbytes} bytes a texel block: shape it "
-            "(layers, rows, columns, channels), or give size and data_layout"
+            "(layers, rows, columns, channels), as with np.moveaxis where the channels come first, or give size and "
+            "data_layout"
         )
     layers, rows, columns = blocks.shape[:3]
     return blocks, (columns * block.width, rows * block.height, layers)
 
 
-def _as_blocks(array: npt.NDArray[Any], block: TexelBlock, dimension: str) -> npt.NDArray[Any] | None:
-    """`array` as (layers, block rows, block columns, items of a block) by its shape, or None."""
-    fewest, most = (1, 1) if dimension == "1d" else (2, 3)
-    has_channels = array.ndim > most and array.shape[-1] == 1  # an axis for the only channel
-    if array.itemsize == block.nbytes and not has_channels:
-        array = array[..., np.newaxis]
-    elif not array.ndim or array.shape[-1] * array.itemsize != block.nbytes:
-        return None
-    spatial = array.ndim - 1
-    if not fewest <= spatial <= most:
-        return None
-    return array[(np.newaxis,) * (3 - spatial)]
-
-
-def _as_level(array: npt.NDArray[Any], level: Triple, origin: Triple, block: TexelBlock) -> npt.NDArray[Any] | None:
-    """Contiguous data that has exactly the bytes of a whole mip level, whatever its shape, as blocks; or None."""
-    columns, rows = -(-level[0] // block.width), -(-level[1] // block.height)
-    shape = (level[2], rows, columns, block.nbytes)
-    if origin != (0, 0, 0) or array.nbytes != math.prod(shape) or not array.flags.c_contiguous:
-        return None
-    return array.reshape(-1).view(np.uint8).reshape(shape)
+def _as_level(array: npt.NDArray[Any], shape: tuple[int, int, int, int]) -> npt.NDArray[Any] | None:
+    """Contiguous bytes, exactly those of a whole mip level, flat or row by row, as blocks of this shape; or None."""
+    layers, rows, columns, nbytes = shape
+    by_rows = ((layers, rows, columns * nbytes), (rows, columns * nbytes)[: 2 * (layers == 1)])
+    fits = array.nbytes == math.prod(shape) and (array.ndim == 1 or array.shape in by_rows)
+    return array.reshape(-1).view(np.uint8).reshape(shape) if fits and array.flags.c_contiguous else None

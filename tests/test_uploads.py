@@ -362,7 +362,7 @@ async def test_a_depth_image_larger_than_a_staging_buffer_says_so(device: wgpu.G
 
 @pytest.mark.parametrize(
     ("shape", "dtype"),
-    [((4, 6, 4), "u1"), ((1, 4, 6, 4), "u1"), ((4, 6), "u4"), ((96,), "u1"), ((24,), "f4"), ((4, 24), "u1")],
+    [((4, 6, 4), "u1"), ((1, 4, 6, 4), "u1"), ((4, 6), "u4"), ((96,), "u1"), ((1, 4, 24), "u1"), ((4, 24), "u1")],
 )
 async def test_the_size_follows_from_the_shape_or_from_a_whole_level(
     device: wgpu.GPUDevice, open_ring: OpenRing, shape: tuple[int, ...], dtype: str

@@ -1,0 +1,182 @@
+"""What any array-like becomes: a plain array whose bytes or texels are uploaded, or an error that says what to give."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import InvalidCopy
+from ..formats import TexelBlock, numpy_layout
+
+Array = npt.NDArray[Any]
+Bytes = npt.NDArray[np.uint8]
+
+
+def is_lazy(data: Any) -> bool:
+    """Whether `as_array` may compute or read what `data` stands for, and so belongs in a thread."""
+    if isinstance(data, np.ndarray | bytes | bytearray | memoryview):
+        return False
+    try:
+        memoryview(data)
+    except (TypeError, ValueError, BufferError):
+        return hasattr(data, "__array__") or hasattr(data, "__array_interface__")
+    return False
+
+
+def as_array(data: Any) -> Array:
+    """`data` as a plain array, without a copy where it has the buffer protocol.
+
+    :raises TypeError: it has no dtype of its own (numbers, lists), masked or missing values, or Python objects.
+    """
+    if type(data) is not np.ndarray:
+        data = _plain(data)
+    if data.dtype.hasobject:
+        raise TypeError(f"data must be bytes or numbers, not {data.dtype}")
+    array: Array = data
+    return array
+
+
+def is_masked(data: Any) -> bool:
+    """Whether it is an array with a mask, which its bytes do not have."""
+    return type(data) is not np.ndarray and isinstance(data, np.ma.MaskedArray)
+
+
+def _plain(data: Any) -> Any:
+    if is_masked(data):
+        raise TypeError("data is a masked array, and its mask would be lost: give data.filled(value)")
+    if isinstance(data, np.ndarray):  # a matrix, a quantity: whose own indexing and arithmetic are not in demand
+        return np.ndarray.view(data, np.ndarray)
+    if getattr(data, "null_count", 0):
+        raise TypeError(f"data has {data.null_count} missing values: fill them, and give the result")
+    try:
+        view = memoryview(data)
+    except (TypeError, ValueError, BufferError):
+        if is_lazy(data):
+            return np.asarray(data)
+        raise TypeError(
+            f"data must be bytes or an array, not {type(data).__name__}: give it a dtype, as np.array(data, np.float32)"
+        ) from None
+    try:
+        return np.asarray(view)
+    except (ValueError, NotImplementedError):  # a format that numpy does not know
+        if not view.c_contiguous:
+            raise TypeError(
+                f"data has items of format {view.format!r}, which numpy does not know: give bytes"
+            ) from None
+        return np.frombuffer(view.cast("B"), np.uint8)
+
+
+def as_items(array: Array) -> Array:
+    """`array` with items that are copied byte for byte: numpy copies a structured one field by field, without gaps."""
+    return array if array.dtype.names is None else array.view(f"V{array.itemsize}")
+
+
+def copy_bytes(target: Bytes, array: Array, start: int) -> None:
+    """Write the bytes of `array`, in C order, from byte `start` on, until `target` is full."""
+    if array.flags.c_contiguous:
+        np.copyto(target, array.reshape(-1).view(np.uint8)[start : start + len(target)])
+        return
+    row = array.nbytes // len(array)
+    first, skip = divmod(start, row)
+    done = 0
+    if skip:
+        done = min(row - skip, len(target))
+        copy_bytes(target[:done], _row(array, first), skip)
+        first += 1
+    whole = (len(target) - done) // row
+    block = target[done : done + whole * row].view(array.dtype).reshape(whole, *array.shape[1:])
+    np.copyto(block, array[first : first + whole])
+    done += whole * row
+    if done < len(target):
+        copy_bytes(target[done:], _row(array, first + whole), 0)
+
+
+def _row(array: Array, index: int) -> Array:
+    return array[index] if array.ndim > 1 else array[index : index + 1]
+
+
+# -- texels --
+
+
+def copy_texels(memory: Bytes, source: Array, stride: int) -> None:
+    """Write blocks (layers, block rows, block columns, items) as rows `stride` bytes apart, in little-endian order."""
+    if source.dtype.names is not None and not source.dtype.isnative:
+        little = np.zeros(source.shape, source.dtype.newbyteorder("<"))
+        little[...] = source
+        source = little
+    source = as_items(source)
+    strides = (stride * source.shape[1], stride, source.shape[3] * source.itemsize, source.itemsize)
+    target: Array = np.ndarray(source.shape, source.dtype.newbyteorder("<"), buffer=memory, strides=strides)
+    np.copyto(target, source)
+
+
+def is_raw(array: Array) -> bool:
+    """Whether its items are bytes, and not values."""
+    return array.dtype.kind in "VS" or array.dtype == np.uint8
+
+
+def check_texels(array: Array, format: str, block: TexelBlock) -> None:
+    """:raises InvalidCopy: the items are of another kind than the texels of this format."""
+    dtype, layout = array.dtype, numpy_layout(format)
+    if is_raw(array) or dtype.itemsize == 1 or (dtype.names is not None and dtype.itemsize == block.nbytes):
+        return
+    if layout is None:  # whole blocks
+        if dtype.kind in "ui":
+            return
+        raise InvalidCopy(f"data of {dtype} for {format}: give its blocks as bytes")
+    texel, channels = layout
+    if dtype.kind in "ui" and dtype.itemsize in (texel.itemsize, block.nbytes):
+        if dtype.kind == "i" and texel.kind == "f":
+            raise InvalidCopy(_wrong_kind(dtype, format, texel, channels))
+        return  # the values, or their bits
+    if dtype.kind == texel.kind == "f" and dtype.itemsize == texel.itemsize:
+        return
+    if dtype.kind == "c" and texel.kind == "f" and channels == 2 and dtype.itemsize == 2 * texel.itemsize:
+        return
+    raise InvalidCopy(_wrong_kind(dtype, format, texel, channels))
+
+
+def _wrong_kind(dtype: np.dtype[Any], format: str, texel: np.dtype[Any], channels: int) -> str:
+    if dtype.kind == "f" and "unorm" in format and texel.kind == "u":
+        way = f"(data * {2 ** (8 * texel.itemsize) - 1}).astype(np.{texel.name})"
+    else:
+        way = f"data.astype(np.{texel.name})"
+    return f"data of {dtype} for {format}, whose texels are {channels} of {texel.name}: give {way}, or the bytes"
+
+
+def as_blocks(array: Array, block: TexelBlock, dimension: str, room: tuple[int, int, int]) -> Array | None:
+    """`array` as (layers, block rows, block columns, items of a block) by its shape, or None.
+
+    A last axis of length 1 may be the only channel of an image, or one column of each of several: what fits in `room`,
+    (layers, block rows, block columns), decides.
+
+    :raises InvalidCopy: both fit.
+    """
+    fewest, most = (1, 1) if dimension == "1d" else (2, 3)
+    if array.itemsize == block.nbytes:
+        if array.ndim <= most and not (array.ndim == most == 3 and _is_image(array.shape, room)):
+            array = array[..., np.newaxis]
+        elif array.shape[-1] != 1:
+            return None
+    elif not array.ndim or array.shape[-1] * array.itemsize != block.nbytes:
+        return None
+    spatial = array.ndim - 1
+    if not fewest <= spatial <= most:
+        return None
+    return array[(np.newaxis,) * (3 - spatial)]
+
+
+def _is_image(shape: tuple[int, ...], room: tuple[int, int, int]) -> bool:
+    """Whether three axes, the last of length 1, are (rows, columns, channel) rather than (layers, rows, columns)."""
+    image = (1, *shape[:2])
+    fits, fits_as_image = (all(n <= most for n, most in zip(each, room, strict=True)) for each in (shape, image))
+    if shape[2] != 1 or not fits_as_image or shape == image:
+        return False
+    if fits:
+        raise InvalidCopy(
+            f"data of shape {shape} may be one image of {shape[0]} × {shape[1]} texels, or {shape[0]} layers of "
+            f"{shape[1]} rows of one: give it a channel axis, {(1, *shape[:2], 1)} or {(*shape, 1)}"
+        )
+    return True

@@ -1,0 +1,244 @@
+"""What data become: the texels and bytes that they mean, or an error that says what to give."""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import wgpu
+from readback import read_buffer, read_texture
+from simulated import SimulatedGpu
+
+import aiostage
+
+OpenRing = Callable[..., Any]
+Target = Callable[[int], wgpu.GPUBuffer]
+RNG = np.random.default_rng(5)
+
+
+def new_texture(device: wgpu.GPUDevice, format: str, size: tuple[int, int, int]) -> wgpu.GPUTexture:
+    usage = wgpu.TextureUsage.COPY_DST | wgpu.TextureUsage.COPY_SRC
+    return device.create_texture(size=size, format=format, usage=usage)
+
+
+PADDED = np.dtype({"names": ["a", "b"], "formats": ["u1", "u4"], "offsets": [0, 4], "itemsize": 16})
+
+
+@pytest.mark.parametrize("by", ["ring", "batch"])
+@pytest.mark.parametrize("step", [1, 2, -1])
+async def test_gaps_of_structured_items_hold_their_own_bytes(
+    open_ring: OpenRing, target: Target, step: int, by: str
+) -> None:
+    ring, buffer = await open_ring(ring_count=2, buffer_size=4096), target(16 * 1024)
+    await (await ring.write_buffer(buffer, 0, np.full(16 * 1024, 0xEE, np.uint8)))  # somebody else's
+    whole = RNG.integers(0, 200, 16 * 1024 * abs(step), np.uint8)
+    data = whole.view(PADDED)[::step]
+    if by == "ring":
+        await ring.write_buffer(buffer, 0, data)
+    else:
+        async with ring.batch() as batch:
+            await batch.write_buffer(buffer, 0, data)
+    expected = whole.reshape(-1, 16)[::step].tobytes()
+    assert bytes(read_buffer(buffer)) == expected
+
+
+@pytest.mark.parametrize(
+    ("format", "dtype"),
+    [
+        ("r16uint", ">u2"),
+        ("rg16float", ">f2"),
+        ("r32float", ">f4"),
+        ("rgba32float", ">f4"),
+        ("rg32uint", [("x", ">u4"), ("y", ">u4")]),
+    ],
+)
+async def test_big_endian_texels_arrive_as_the_values_that_they_are(
+    device: wgpu.GPUDevice, open_ring: OpenRing, format: str, dtype: Any
+) -> None:
+    ring, texture, dtype = await open_ring(buffer_size=1024), new_texture(device, format, (37, 29, 1)), np.dtype(dtype)
+    channels = 1 if dtype.names else {"r1": 1, "r3": 1, "rg": 2}.get(format[:2], 1) if format[:4] != "rgba" else 4
+    little = RNG.integers(0, 100, (29, 37, channels)).astype(dtype.newbyteorder("<")) if not dtype.names else None
+    if little is None:
+        little = RNG.integers(0, 100, (29, 37, 2)).astype("<u4").view(dtype.newbyteorder("<"))
+    await ring.write_texture({"texture": texture}, little.astype(dtype))
+    assert read_texture(texture)[0].tobytes() == little.tobytes()
+
+
+async def test_a_channel_axis_of_one_is_no_layer(device: wgpu.GPUDevice, open_ring: OpenRing) -> None:
+    ring, image = await open_ring(), RNG.integers(1, 255, (5, 7, 1), np.uint8)
+    texture = new_texture(device, "r8unorm", (7, 5, 2))
+    await ring.write_texture({"texture": texture}, image)
+    found = read_texture(texture)[0]
+    assert found[0].tobytes() == image.tobytes()
+    assert not found[1].any()
+    wide = new_texture(device, "r8unorm", (8, 8, 8))
+    with pytest.raises(aiostage.InvalidCopy, match=r"\(1, 5, 7, 1\) or \(5, 7, 1, 1\)"):
+        await ring.write_texture({"texture": wide}, image)
+    await ring.write_texture({"texture": wide}, image[np.newaxis])
+    await ring.write_texture({"texture": wide, "origin": (0, 0, 1)}, image[..., np.newaxis])
+    assert read_texture(wide)[0][0, :5, :7].tobytes() == image.tobytes()
+
+
+@pytest.mark.parametrize(
+    ("format", "data", "gives"),
+    [
+        ("rgba8unorm", np.zeros((4, 4), np.float32), r"\* 255\)\.astype\(np\.uint8\)"),
+        ("rgba8unorm", np.zeros((4, 4, 4), np.float32), r"\* 255"),
+        ("rgba16float", np.zeros((4, 4), np.float64), r"astype\(np\.float16\)"),
+        ("r32float", np.zeros((4, 4), np.int32), r"astype\(np\.float32\)"),
+        ("r32uint", np.zeros((4, 4), np.float32), r"astype\(np\.uint32\)"),
+        ("rgba8unorm", np.zeros((4, 4, 4), np.uint8).transpose(2, 0, 1)[:, :, :2].copy(), "shape it|exceed"),
+        ("rgba8unorm", np.zeros((4, 2, 8), np.uint8), "moveaxis"),
+    ],
+)
+async def test_texels_of_another_kind_or_order_are_refused(
+    device: wgpu.GPUDevice, open_ring: OpenRing, format: str, data: Any, gives: str
+) -> None:
+    ring, texture = await open_ring(), new_texture(device, format, (4, 4, 1))
+    with pytest.raises(aiostage.InvalidCopy, match=gives):
+        await ring.write_texture({"texture": texture}, data)
+
+
+class WithNulls:
+    null_count = 3
+
+    def __array__(self, dtype: Any = None, copy: Any = None) -> Any:
+        raise AssertionError("not asked for")
+
+
+@pytest.mark.parametrize("by", ["ring", "batch"])
+@pytest.mark.parametrize(
+    ("data", "gives"),
+    [
+        (np.ma.masked_less(np.arange(16, dtype=np.uint32), 3), r"filled\(value\)"),
+        ([1, 2, 3, 4], "np.array"),
+        ((1.0, 2.0), "np.array"),
+        (7, "np.array"),
+        ("text", "np.array"),
+        (None, "np.array"),
+        (WithNulls(), "3 missing"),
+        (np.array([{}, []], object), "not object"),
+    ],
+)
+async def test_what_has_no_bytes_of_its_own_is_refused(
+    open_ring: OpenRing, target: Target, data: Any, gives: str, by: str
+) -> None:
+    ring, buffer = await open_ring(), target(64)
+    with pytest.raises(TypeError, match=gives):
+        if by == "ring":
+            await ring.write_buffer(buffer, 0, data)
+        else:
+            async with ring.batch() as batch:
+                await batch.write_buffer(buffer, 0, data)
+
+
+@pytest.mark.parametrize("kind", ["memoryview", "ctypes"])
+async def test_shaped_views_keep_their_shape(device: wgpu.GPUDevice, open_ring: OpenRing, kind: str) -> None:
+    ring, image = await open_ring(), RNG.integers(0, 255, (3, 5, 4), np.uint8)
+    texture = new_texture(device, "rgba8unorm", (8, 8, 1))
+    data: Any = memoryview(image) if kind == "memoryview" else (((ctypes.c_uint8 * 4) * 5) * 3).from_buffer(image)
+    await ring.write_texture({"texture": texture}, data)
+    assert read_texture(texture)[0].reshape(8, 8, 4)[:3, :5].tobytes() == image.tobytes()
+
+
+class Quantity(np.ndarray):
+    """Refuses to be mixed with plain numbers, as astropy's does."""
+
+    def __array_function__(self, *args: Any) -> Any:
+        raise ValueError("units")
+
+    __array_ufunc__ = __array_function__
+
+
+SUBCLASSES = {
+    "matrix": lambda array: array.view(np.matrix),
+    "quantity": lambda array: array.view(Quantity),
+    "recarray": lambda array: array.view(np.recarray),
+}
+
+
+@pytest.mark.filterwarnings("ignore:the matrix subclass")
+@pytest.mark.parametrize("make", SUBCLASSES.values(), ids=SUBCLASSES)
+@pytest.mark.parametrize("turn", [False, True])
+async def test_subclasses_are_taken_as_the_arrays_that_they_are(
+    open_ring: OpenRing, target: Target, make: Any, turn: bool
+) -> None:
+    ring, array = await open_ring(buffer_size=1024), RNG.integers(0, 1 << 32, (40, 30), np.uint32)
+    data = make(array).T if turn else make(array)
+    buffer = target(array.nbytes)
+    await ring.write_buffer(buffer, 0, data, 8, array.nbytes - 8)
+    expected = (array.T if turn else array).tobytes()[8:]
+    assert bytes(read_buffer(buffer))[: len(expected)] == expected
+
+
+class Lazy:
+    """Computed when it is asked for, as dask's and zarr's arrays are."""
+
+    def __init__(self, array: Any) -> None:
+        self.array, self.thread = array, 0
+
+    def __array__(self, dtype: Any = None, copy: Any = None) -> Any:
+        self.thread = threading.get_ident()
+        if self.array is None:
+            raise ZeroDivisionError("while it was computed")
+        return self.array
+
+
+@pytest.mark.parametrize("by", ["ring", "batch"])
+async def test_lazy_data_are_computed_in_a_thread(open_ring: OpenRing, target: Target, by: str) -> None:
+    ring, buffer, lazy = await open_ring(), target(1024), Lazy(np.arange(256, dtype=np.uint32))
+    if by == "ring":
+        await ring.write_buffer(buffer, 0, lazy)
+    else:
+        async with ring.batch() as batch:
+            await batch.write_buffer(buffer, 0, lazy)
+    assert np.array_equal(np.frombuffer(read_buffer(buffer), np.uint32), lazy.array)
+    assert lazy.thread not in (0, threading.get_ident())
+    with pytest.raises(ZeroDivisionError):
+        await ring.write_buffer(buffer, 0, Lazy(None))
+
+
+async def test_strided_data_with_a_layout_are_laid_out_in_a_thread(
+    device: wgpu.GPUDevice, open_ring: OpenRing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ring, texture = await open_ring(), new_texture(device, "r8uint", (32, 32, 1))
+    data, threads = RNG.integers(0, 255, (32, 64), np.uint8)[:, ::2], []
+    lay_out = np.ascontiguousarray
+
+    def noted(array: Any) -> Any:
+        if not array.flags.c_contiguous:
+            threads.append(threading.get_ident())
+        return lay_out(array)
+
+    monkeypatch.setattr(np, "ascontiguousarray", noted)
+    await ring.write_texture({"texture": texture}, data, {"bytes_per_row": 32}, (32, 32))
+    assert threads
+    assert threading.get_ident() not in threads
+    assert read_texture(texture)[0].tobytes() == data.tobytes()
+
+
+class Texture:
+    """As pygfx's: it knows of a wgpu texture, and is none."""
+
+    def __init__(self) -> None:
+        self._wgpu_object = self._private = 1
+
+
+async def test_a_destination_of_another_library_is_named(gpu: SimulatedGpu, simulated_ring: OpenRing) -> None:
+    ring = await simulated_ring()
+    for wrong in (Texture(), gpu.texture("r8unorm", (4, 4, 1)), 7):
+        with pytest.raises(aiostage.InvalidCopy, match=r"\{'texture': texture\}") as caught:
+            await ring.write_texture(wrong, bytes(16))
+        assert "_private" not in str(caught.value)
+        assert type(wrong).__qualname__ in str(caught.value)
+
+
+async def test_an_odd_size_says_how_to_pad(gpu: SimulatedGpu, simulated_ring: OpenRing) -> None:
+    ring, data, buffer = await simulated_ring(), bytes(13), gpu.buffer(16)
+    with pytest.raises(aiostage.InvalidCopy, match=r"bytes\(data\) \+ bytes\(3\)"):
+        await ring.write_buffer(buffer, 0, data)
+    await ring.write_buffer(buffer, 0, bytes(data) + bytes(3))
