@@ -24,6 +24,7 @@ from aiostage import native as native_module
 from aiostage.budget import default_budget
 from aiostage.copies import TextureCopy, resolve_region
 from aiostage.native import connect
+from aiostage.pools import BufferPool
 
 METHODS = [
     (_api.GPUBuffer, "destroy"),
@@ -457,6 +458,7 @@ async def test_what_runs_on_the_loop_does_not_wait_for_a_submit(
     target, other = (device.create_buffer(size=64, usage=USAGE) for _ in range(2))
     texture = device.create_texture(size=(4, 4, 1), format="rgba8unorm", usage=wgpu.TextureUsage.COPY_DST)
     readable = device.create_buffer(size=64, usage=wgpu.BufferUsage.COPY_DST | wgpu.BufferUsage.MAP_READ)
+    pool = BufferPool(device, USAGE)
     async with StagingRing(device, 3, 1024) as ring:
         writing = asyncio.ensure_future(ring.write_buffer(target, 0, bytes(64)))
         await until(blocked.begun.is_set)
@@ -472,6 +474,9 @@ async def test_what_runs_on_the_loop_does_not_wait_for_a_submit(
         with await ring.allocate_texture((4, 4), "rgba8unorm") as slot:
             slot.copy_to_texture({"texture": texture}, encoder=encoder)
         encoder = encoder.finish()
+        with await ring.allocate(16) as slot, pool.allocate(16) as pinned:
+            slot.copy_to_buffer(pinned)
+        pool.allocate(16 * MiB).release()  # a block of its own, made and given back
         frame = ring.frame()
         await frame.__aenter__()
         await frame.write_buffer(other, 0, bytes(64))
