@@ -394,7 +394,7 @@ class WgpuNative:
         functions = self._functions
         # One at a time, as inside wgpu, so that what was postponed has its moment between two. No loop waits for that:
         # where a submit blocks, threads make it.
-        with holding(self._submitting), _ledger.visit(copies), _ledger.returning(command_buffers) as claimed:
+        with holding(self._submitting), _ledger.visit(copies, command_buffers) as visit:
             if self.is_lost(ask=False):  # or about to be destroyed
                 raise DeviceLost("the device was lost before the submit")
             good, refused = self._sift(copies)
@@ -407,7 +407,7 @@ class WgpuNative:
                 raise DeviceLost(error or "the device was lost before the submit")
             pointers = [] if command_buffer is None else [command_buffer]
             pointers += map(self._pointer, command_buffers)
-            claimed.clear()
+            visit.claimed = ()
             functions.wgpuQueueSubmit(self._queue, len(pointers), (ctypes.c_void_p * len(pointers))(*pointers))
             self._volumes.note(good)
         if command_buffer is not None:
@@ -619,7 +619,7 @@ class _Ledger:
         self._is_following = False
         self._destroyed: WeakSet[Any] = WeakSet()  # pointers, as wgpu-py's objects have them in _internal
         self._submitted: set[Any] = set()  # pointers of command buffers that live
-        self._visits: dict[Any, Sequence[Copy] | None] = {}  # a lock that each holds: what it copies, if it submits
+        self._visits: set[_Visit] = set()
         self._postponed: deque[Callable[[], None]] = deque()
 
     def follow(self, api: Any) -> None:
@@ -651,13 +651,9 @@ class _Ledger:
 
     def _map(self, map_async: Any, pointer: Any, *arguments: Any) -> Any:
         with holding(self.lock):
-            using = [
-                visit
-                for visit, copies in self._visits.items()
-                if any(copy.destination._internal == pointer for copy in copies or ())
-            ]
+            using = [visit for visit in self._visits if visit.copies_to(pointer)]
         for visit in using:
-            with holding(visit):
+            with holding(visit.going_on):
                 pass
         return map_async(pointer, *arguments)
 
@@ -672,29 +668,33 @@ class _Ledger:
 
     # -- what we ask, and do --
 
-    @contextmanager
-    def visit(self, copies: Sequence[Copy] | None = None) -> Iterator[None]:
-        """Have nothing destroyed meanwhile. With `copies`, of a submit, their destinations are not mapped either."""
-        visit = threading.RLock()
-        with visit:
-            with holding(self.lock):
-                self._visits[visit] = copies
-            try:
-                yield
-            finally:
-                while (act := self._next_due(visit)) is not None:
-                    act()
+    def visit(self, copies: Sequence[Copy] | None = None, claimed: Iterable[Any] = ()) -> _Visit:
+        """Have nothing destroyed meanwhile. With `copies`, of a submit, their destinations are not mapped either.
 
-    def _next_due(self, visit: Any) -> Callable[[], None] | None:
-        """What was postponed and can be done, now that `visit` has ended; None if another one goes on, or begins."""
+        :param claimed: command buffers that are nobody's again at its end, unless they are taken off it by then.
+        """
+        return _Visit(self, copies, claimed)
+
+    def begin(self, visit: _Visit) -> None:
         with holding(self.lock):
-            self._visits.pop(visit, None)
-            return self._postponed.popleft() if self._postponed and not self._visits else None
+            self._visits.add(visit)
+
+    def end(self, visit: _Visit) -> None:
+        """And do what was postponed, until another visit begins."""
+        if visit.claimed:
+            self._submitted.difference_update([command_buffer._internal for command_buffer in visit.claimed])
+        while True:
+            with holding(self.lock):
+                self._visits.discard(visit)
+                if self._visits or not self._postponed:
+                    return
+                act = self._postponed.popleft()
+            act()
 
     def submits(self) -> bool:
         """Whether somebody submits now."""
         with holding(self.lock):
-            return any(copies is not None for copies in self._visits.values())
+            return any(visit.copies is not None for visit in self._visits)
 
     def is_destroyed(self, resource: Any) -> bool:
         return resource._internal in self._destroyed
@@ -716,14 +716,35 @@ class _Ledger:
                 raise InvalidSubmit("the command buffer was submitted before; a command buffer runs once")
             self._submitted.update(command_buffers)
 
-    @contextmanager
-    def returning(self, command_buffers: Iterable[Any]) -> Iterator[list[Any]]:
-        """Give claimed command buffers back, but for those that are no longer in the list then."""
-        claimed = [command_buffer._internal for command_buffer in command_buffers]
+
+class _Visit:
+    """See `_Ledger.visit`."""
+
+    __slots__ = ("_ledger", "claimed", "copies", "going_on")
+
+    def __init__(self, ledger: _Ledger, copies: Sequence[Copy] | None, claimed: Iterable[Any]) -> None:
+        self._ledger = ledger
+        self.copies = copies  # None: it is no submit
+        self.claimed = claimed
+        self.going_on = threading.RLock()
+
+    def copies_to(self, pointer: Any) -> bool:
+        return any(copy.destination._internal == pointer for copy in self.copies or ())
+
+    def __enter__(self) -> _Visit:
+        self.going_on.acquire()
         try:
-            yield claimed
+            self._ledger.begin(self)
+        except BaseException:  # Ctrl-C
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        try:
+            self._ledger.end(self)
         finally:
-            self._submitted.difference_update(claimed)
+            self.going_on.release()
 
 
 def _destroy_later(destroy: Any, let_go: Any, pointer: Any) -> None:

@@ -104,14 +104,16 @@ class Workers:
 
     def _end(self) -> list[threading.Thread]:
         """The interpreter ends: begin no job any more."""
-        with holding(self._lock):
-            left = list(self._jobs)
-            self._jobs.clear()
-            self._waiting = 0
-        self.stop()
-        for _, done, _ in left:
-            self._post(partial(done, RuntimeError("the interpreter is about to end")))
-        return self._threads
+        alive = [thread for thread in self._threads if thread.is_alive()]
+        if alive:  # in a forked child none is, and the lock may be one's that stayed behind
+            with holding(self._lock):
+                left = list(self._jobs)
+                self._jobs.clear()
+                self._waiting = 0
+            self.stop()
+            for _, done, _ in left:
+                self._post(partial(done, RuntimeError("the interpreter is about to end")))
+        return alive
 
     def _add_thread(self) -> None:
         name = f"aiostage {self._name} {len(self._threads)}"

@@ -26,6 +26,7 @@ import gc  # noqa: E402
 import logging  # noqa: E402
 import operator  # noqa: E402
 import queue  # noqa: E402
+import signal  # noqa: E402
 import warnings  # noqa: E402
 from functools import partial  # noqa: E402
 from types import SimpleNamespace  # noqa: E402
@@ -74,6 +75,35 @@ async def test_jobs_that_no_thread_will_do_are_told_at_exit() -> None:
     await until(lambda: len(ends) == 3)
     assert [type(error) for error in ends if error] == [RuntimeError] * 2
     await until(lambda: not threads[0].is_alive())
+
+
+async def test_a_forked_child_waits_for_no_lock_that_was_held_in_its_parent() -> None:
+    port = LoopPort()
+    workers, jobs, leave = Workers(port, 1, "test"), [], threading.Event()
+    workers.start(lambda: None, jobs.append)
+    await until(lambda: jobs)
+
+    def hold() -> None:
+        with workers._lock:
+            held.set()
+            leave.wait(60)
+
+    held = threading.Event()
+    holder = threading.Thread(target=hold)
+    holder.start()
+    held.wait(30)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # newer Pythons warn of threads
+        child = os.fork()
+    if child == 0:
+        signal.alarm(10)
+        workers._end()
+        os._exit(0)
+    _, status = await asyncio.to_thread(os.waitpid, child, 0)
+    leave.set()
+    holder.join()
+    workers.stop()
+    assert status == 0
 
 
 # -- what the scenes are made of --
