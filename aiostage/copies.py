@@ -225,7 +225,7 @@ def resolve_destination(destination: Mapping[str, Any], owner: Any) -> Destinati
     given: Any = destination
     if not isinstance(given, Mapping):
         given = getattr(given, "__dict__", {})  # wgpu.structs.TexelCopyTextureInfo
-        if "texture" not in given:
+        if "texture" not in given or not given.keys() <= _DESTINATION_KEYS:
             kind = type(destination)
             raise InvalidCopy(
                 f"destination must be a dict such as {{'texture': texture}} with a wgpu.GPUTexture, not a "
@@ -233,7 +233,7 @@ def resolve_destination(destination: Mapping[str, Any], owner: Any) -> Destinati
             )
     destination = given
     if "texture" not in destination or not destination.keys() <= _DESTINATION_KEYS:
-        raise InvalidCopy(f"destination has texture, mip_level, origin and aspect, not {sorted(destination)}")
+        raise InvalidCopy(f"destination has texture, mip_level, origin and aspect, not {sorted(destination, key=str)}")
     texture = destination["texture"]
     _check_destination(texture, "texture", _TEXTURE_COPY_DST, "TextureUsage.COPY_DST", owner)
     if texture.sample_count != 1:
@@ -309,7 +309,7 @@ def pop_layout(layout: dict[str, Any], row: int, rows: int) -> Triple:
     bytes_per_row = _count(layout.pop("bytes_per_row", 0) or row, "bytes_per_row")
     rows_per_image = _count(layout.pop("rows_per_image", 0) or rows, "rows_per_image")
     if layout:
-        raise InvalidCopy(f"data_layout has offset, bytes_per_row and rows_per_image, not {sorted(layout)}")
+        raise InvalidCopy(f"data_layout has offset, bytes_per_row and rows_per_image, not {sorted(layout, key=str)}")
     return offset, bytes_per_row, rows_per_image
 
 
@@ -320,7 +320,7 @@ def _triple(value: Any, name: str, keys: Sequence[str], default: int) -> Triple:
             return value
     if isinstance(value, Mapping):
         if set(value) - set(keys):
-            raise InvalidCopy(f"{name} has {', '.join(keys)}, not {sorted(value)}")
+            raise InvalidCopy(f"{name} has {', '.join(keys)}, not {sorted(value, key=str)}")
         value = [value.get(key, default) for key in keys]
     try:
         given = [_count(number, name) for number in value]

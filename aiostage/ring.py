@@ -393,7 +393,7 @@ class StagingRing:
         :raises InvalidCopy: WebGPU would refuse it; nothing was copied.
         """
         self._check_task()
-        data = await uploads.load(self, data)
+        data = await uploads.load(self, buffer, data)
         pieces = uploads.from_buffer(self, buffer, buffer_offset, data, data_offset, size)
         return await uploads.write_now(self, pieces)
 
@@ -413,7 +413,7 @@ class StagingRing:
         :raises TypeError: `data` is no array and no bytes, or has masked or missing values.
         """
         self._check_task()
-        data = await uploads.load(self, data, flat=data_layout is not None)
+        data = await uploads.load_texels(self, destination, data, data_layout, size)
         return await uploads.write_now(self, uploads.from_texels(self, destination, data, data_layout, size))
 
     def batch(self) -> uploads.Batch:

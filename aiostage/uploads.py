@@ -30,6 +30,7 @@ from .copies import (
     whole,
 )
 from .data.arrays import (
+    WHOLE,
     as_array,
     as_blocks,
     as_items,
@@ -39,6 +40,7 @@ from .data.arrays import (
     is_lazy,
     is_masked,
     is_raw,
+    missing,
 )
 from .errors import AllocationClosed, AllocationTooLarge, InvalidCopy, afresh
 from .fences import Fence
@@ -95,7 +97,7 @@ class Batch:
         self._check()
         if data_offset == 0 and size is None and put(self._ring, self._lane, buffer, buffer_offset, data):
             return
-        data = await load(self._ring, data)
+        data = await load(self._ring, buffer, data)
         pieces = from_buffer(self._ring, buffer, buffer_offset, data, data_offset, size)
         await write(self._ring, self._lane, pieces)
 
@@ -108,7 +110,7 @@ class Batch:
     ) -> None:
         """Like `StagingRing.write_texture`, submitted with the batch. On return `data` may be reused."""
         self._check()
-        data = await load(self._ring, data, flat=data_layout is not None)
+        data = await load_texels(self._ring, destination, data, data_layout, size)
         await write(self._ring, self._lane, from_texels(self._ring, destination, data, data_layout, size))
 
     async def __aenter__(self) -> Batch:
@@ -298,14 +300,37 @@ class _Filling:
             self._idle.set()
 
 
-async def load(ring: StagingRing, data: Any, flat: bool = False) -> Any:
-    """`data`, or what a thread makes of it if that may take long: of an array that is computed or read when it is asked
-    for, and with `flat` of one that is not contiguous. :raises TypeError:"""
-    if not is_lazy(data) and not (flat and isinstance(data, np.ndarray) and not data.flags.c_contiguous):
+async def load(ring: StagingRing, buffer: Any, data: Any) -> Any:
+    """`data`, or the array that a thread makes of them if they are computed or read when they are asked for.
+
+    :raises TypeError:
+    :raises InvalidCopy: nothing may be copied to `buffer`: they are not asked.
+    """
+    if not is_lazy(data):
         return data
-    loaded: list[npt.NDArray[Any]] = []
-    await ring._workers.run(lambda: loaded.append(np.ascontiguousarray(as_array(data)) if flat else as_array(data)))
-    return loaded[0]
+    check_buffer_copy(buffer, 0, 0, ring._native)
+    return await _in_thread(ring, as_array, data)
+
+
+async def load_texels(
+    ring: StagingRing, destination: Mapping[str, Any], data: Any, data_layout: Mapping[str, int] | None, size: Any
+) -> Any:
+    """Like `load`; and what is not contiguous, but must be to be laid out, a thread makes so."""
+    if is_lazy(data):
+        resolve_destination(destination, ring._native)
+        data = await _in_thread(ring, as_array, data)
+    array = as_array(data)
+    if size is None or array.flags.c_contiguous:
+        return array
+    if not data_layout and _shaped(array, region_of(resolve_destination(destination, ring._native), size)) is not None:
+        return array
+    return await _in_thread(ring, np.ascontiguousarray, array)
+
+
+async def _in_thread(ring: StagingRing, make: Callable[[Any], Any], data: Any) -> Any:
+    made: list[Any] = []
+    await ring._workers.run(lambda: made.append(make(data)))
+    return made[0]
 
 
 # -- bytes --
@@ -316,7 +341,7 @@ def put(ring: StagingRing, lane: Lane, buffer: Any, buffer_offset: Any, data: An
 
     False, with nothing done, for anything else; `from_buffer` finds out what it is. :raises InvalidCopy:
     """
-    if is_masked(data):
+    if type(data) not in WHOLE and (is_masked(data) or missing(data)):
         return False
     try:
         source = memoryview(data)
@@ -457,15 +482,8 @@ def _lay_out(array: npt.NDArray[Any], data_layout: Mapping[str, int], region: Te
     needed = footprint(region, bytes_per_row, rows_per_image)
     if offset < 0 or offset + needed > array.nbytes:
         raise InvalidCopy(f"the data has {array.nbytes} bytes; bytes {offset} to {offset + needed} are needed")
-    if not data_layout:
-        room = (region.size[2], region.block_rows, region.block_columns)
-        shaped = as_blocks(array, region.block, region.texture.dimension, room)
-        if shaped is not None and shaped.shape[:3] == (
-            region.size[2],
-            region.block_rows,
-            region.block_columns,
-        ):
-            return shaped
+    if not data_layout and (shaped := _shaped(array, region)) is not None:
+        return shaped
     if not array.dtype.isnative:
         raise InvalidCopy("data in another byte order: give data.astype(data.dtype.newbyteorder('<')), or its bytes")
     nbytes = region.block.nbytes
@@ -473,6 +491,13 @@ def _lay_out(array: npt.NDArray[Any], data_layout: Mapping[str, int], region: Te
     shape = (region.size[2], region.block_rows, region.block_columns, nbytes)
     strides = (bytes_per_row * rows_per_image, bytes_per_row, nbytes, 1)
     return np.ndarray(shape, np.uint8, flat, offset, strides) if needed else np.empty(shape, np.uint8)
+
+
+def _shaped(array: npt.NDArray[Any], region: TextureRegion) -> npt.NDArray[Any] | None:
+    """The texel blocks of `array` if its own shape is the region's, or None."""
+    room = (region.size[2], region.block_rows, region.block_columns)
+    shaped = as_blocks(array, region.block, region.texture.dimension, room)
+    return shaped if shaped is not None and shaped.shape[:3] == room else None
 
 
 def _infer(

@@ -242,3 +242,141 @@ async def test_an_odd_size_says_how_to_pad(gpu: SimulatedGpu, simulated_ring: Op
     with pytest.raises(aiostage.InvalidCopy, match=r"bytes\(data\) \+ bytes\(3\)"):
         await ring.write_buffer(buffer, 0, data)
     await ring.write_buffer(buffer, 0, bytes(data) + bytes(3))
+
+
+@pytest.mark.parametrize("key", [3, "depth"])
+async def test_a_destination_with_a_texture_and_more_is_named(
+    gpu: SimulatedGpu, simulated_ring: OpenRing, key: Any
+) -> None:
+    ring, texture, other = await simulated_ring(), gpu.texture("r8unorm", (4, 4, 1)), Texture()
+    other.texture = texture
+    with pytest.raises(aiostage.InvalidCopy, match=r"\{'texture': texture\}") as caught:
+        await ring.write_texture(other, bytes(16))
+    assert "_private" not in str(caught.value)
+    with pytest.raises(aiostage.InvalidCopy, match="destination has texture"):
+        await ring.write_texture({"texture": texture, key: 4}, bytes(16))
+
+
+class Computed:
+    """Lazy data whose computation may give more than a plain array."""
+
+    def __init__(self, array: Any) -> None:
+        self.array, self.asked = array, 0
+
+    def __array__(self, dtype: Any = None, copy: Any = None) -> Any:
+        self.asked += 1
+        return self.array
+
+
+async def test_a_mask_that_is_computed_is_refused_too(open_ring: OpenRing, target: Target) -> None:
+    ring = await open_ring()
+    with pytest.raises(TypeError, match=r"filled\(value\)"):
+        await ring.write_buffer(target(64), 0, Computed(np.ma.masked_less(np.arange(16, dtype=np.uint32), 3)))
+
+
+@pytest.mark.parametrize("by", ["ring", "batch"])
+async def test_lazy_data_for_a_wrong_destination_are_not_computed(
+    device: wgpu.GPUDevice, open_ring: OpenRing, by: str
+) -> None:
+    ring, lazy = await open_ring(), Computed(np.zeros((4, 4), np.uint8))
+    buffer = device.create_buffer(size=64, usage=wgpu.BufferUsage.COPY_SRC)
+    texture = device.create_texture(size=(4, 4, 1), format="r8unorm", usage=wgpu.TextureUsage.COPY_SRC)
+    async with ring.batch() as batch:
+        to = ring if by == "ring" else batch
+        with pytest.raises(aiostage.InvalidCopy, match="COPY_DST"):
+            await to.write_buffer(buffer, 0, lazy)
+        with pytest.raises(aiostage.InvalidCopy, match="COPY_DST"):
+            await to.write_texture({"texture": texture}, lazy)
+    assert not lazy.asked
+
+
+class CountsNulls(Computed):
+    """As a polars Series: the count is a method."""
+
+    def __init__(self, array: Any, nulls: int) -> None:
+        super().__init__(array)
+        self.nulls = nulls
+
+    def null_count(self) -> int:
+        return self.nulls
+
+
+async def test_missing_values_are_counted_by_a_method_too(open_ring: OpenRing, target: Target) -> None:
+    ring, buffer, data = await open_ring(), target(64), np.arange(16, dtype=np.uint32)
+    await ring.write_buffer(buffer, 0, CountsNulls(data, 0))
+    assert bytes(read_buffer(buffer)) == data.tobytes()
+    with pytest.raises(TypeError, match="2 missing"):
+        await ring.write_buffer(buffer, 0, CountsNulls(data, 2))
+
+
+class NullBytes(bytearray):
+    null_count = 2
+
+
+@pytest.mark.parametrize("by", ["ring", "batch"])
+async def test_missing_values_behind_a_buffer_are_refused(open_ring: OpenRing, target: Target, by: str) -> None:
+    ring = await open_ring()
+    async with ring.batch() as batch:
+        with pytest.raises(TypeError, match="2 missing"):
+            await (ring if by == "ring" else batch).write_buffer(target(64), 0, NullBytes(16))
+
+
+class BitFields(ctypes.Structure):
+    _fields_ = (("low", ctypes.c_uint32, 4), ("high", ctypes.c_uint32, 28))
+
+
+class OneOf(ctypes.Union):
+    _fields_ = (("whole", ctypes.c_uint32), ("real", ctypes.c_float))
+
+
+@pytest.mark.parametrize("kind", [BitFields, OneOf])
+async def test_items_that_numpy_does_not_know_are_bytes(open_ring: OpenRing, target: Target, kind: Any) -> None:
+    ring, buffer, items = await open_ring(), target(64), (kind * 16)()
+    ctypes.memmove(items, RNG.bytes(64), 64)
+    await ring.write_buffer(buffer, 0, items)
+    assert bytes(read_buffer(buffer)) == bytes(items)
+
+
+async def test_structured_texels_are_no_raw_bytes(device: wgpu.GPUDevice, open_ring: OpenRing) -> None:
+    ring, big = await open_ring(), np.dtype([("x", ">u4"), ("y", ">u4")])
+    wide, narrow = new_texture(device, "rg32uint", (4, 4, 1)), new_texture(device, "rgba8unorm", (4, 4, 1))
+    with pytest.raises(aiostage.InvalidCopy, match="shape it"):  # and not as bytes in the order that they have
+        await ring.write_texture({"texture": wide}, np.ones(16, big))
+    for data, size in ((np.zeros(8, big), None), (np.zeros((4, 4), big), (4, 4)), (np.zeros((4, 2), big), None)):
+        with pytest.raises(aiostage.InvalidCopy, match="8 bytes an item"):
+            await ring.write_texture({"texture": narrow}, data, size=size)
+
+
+@pytest.mark.parametrize(("format", "dtype", "shape"), [("rgba16float", "i1", (4, 4, 8)), ("r16float", "?", (4, 4, 2))])
+async def test_small_numbers_are_no_bytes_of_larger_texels(
+    device: wgpu.GPUDevice, open_ring: OpenRing, format: str, dtype: str, shape: tuple[int, ...]
+) -> None:
+    ring, texture = await open_ring(), new_texture(device, format, (4, 4, 1))
+    with pytest.raises(aiostage.InvalidCopy, match=r"astype\(np\.float16\)"):
+        await ring.write_texture({"texture": texture}, np.zeros(shape, dtype))
+    await ring.write_texture({"texture": texture}, np.zeros(shape, np.uint8))
+
+
+@pytest.mark.parametrize("layout", [None, {"bytes_per_row": 32}])
+@pytest.mark.parametrize("kind", [np.asarray, memoryview])
+async def test_strided_data_of_another_shape_are_laid_out_in_a_thread(
+    device: wgpu.GPUDevice, open_ring: OpenRing, monkeypatch: pytest.MonkeyPatch, kind: Any, layout: Any
+) -> None:
+    ring, texture = await open_ring(), new_texture(device, "r8uint", (32, 32, 1))
+    data, threads = RNG.integers(0, 255, (16, 2, 64), np.uint8)[:, :, ::2], []
+    lay_out = np.ascontiguousarray
+
+    def noted(array: Any) -> Any:
+        if not array.flags.c_contiguous:
+            threads.append(threading.get_ident())
+        return lay_out(array)
+
+    monkeypatch.setattr(np, "ascontiguousarray", noted)
+    await ring.write_texture({"texture": texture}, kind(data), layout, (32, 32))
+    assert threads
+    assert threading.get_ident() not in threads
+    assert read_texture(texture)[0].tobytes() == data.tobytes()
+    threads.clear()
+    await ring.write_texture({"texture": texture}, kind(data.reshape(32, 32)[::-1]), None, (32, 32))
+    assert not threads  # of the texture's own shape: no copy is made
+    assert read_texture(texture)[0].tobytes() == data.reshape(32, 32)[::-1].tobytes()

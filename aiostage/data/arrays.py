@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,9 @@ from ..formats import TexelBlock, numpy_layout
 
 Array = npt.NDArray[Any]
 Bytes = npt.NDArray[np.uint8]
+
+WHOLE: frozenset[type] = frozenset((bytes, bytearray, memoryview, np.ndarray))
+"""Types, without their subclasses, of what has neither a mask nor missing values."""
 
 
 def is_lazy(data: Any) -> bool:
@@ -43,21 +47,31 @@ def is_masked(data: Any) -> bool:
     return type(data) is not np.ndarray and isinstance(data, np.ma.MaskedArray)
 
 
+def missing(data: Any) -> int:
+    """How many values it says are missing, by an Arrow array's attribute or a polars series' method."""
+    count = getattr(data, "null_count", 0)
+    if callable(count):
+        count = count()
+    return count if isinstance(count, int) else 0
+
+
 def _plain(data: Any) -> Any:
     if is_masked(data):
         raise TypeError("data is a masked array, and its mask would be lost: give data.filled(value)")
     if isinstance(data, np.ndarray):  # a matrix, a quantity: whose own indexing and arithmetic are not in demand
         return np.ndarray.view(data, np.ndarray)
-    if getattr(data, "null_count", 0):
-        raise TypeError(f"data has {data.null_count} missing values: fill them, and give the result")
+    if nulls := missing(data):
+        raise TypeError(f"data has {nulls} missing values: fill them, and give the result")
     try:
         view = memoryview(data)
     except (TypeError, ValueError, BufferError):
         if is_lazy(data):
-            return np.asarray(data)
+            return _plain(np.asanyarray(data))  # which may have a mask
         raise TypeError(
             f"data must be bytes or an array, not {type(data).__name__}: give it a dtype, as np.array(data, np.float32)"
         ) from None
+    if isinstance(data, ctypes.Array | ctypes.Structure | ctypes.Union):
+        return np.ndarray(view.shape or (), _ctypes_dtype(type(data)), view)
     try:
         return np.asarray(view)
     except (ValueError, NotImplementedError):  # a format that numpy does not know
@@ -65,7 +79,18 @@ def _plain(data: Any) -> Any:
             raise TypeError(
                 f"data has items of format {view.format!r}, which numpy does not know: give bytes"
             ) from None
-        return np.frombuffer(view.cast("B"), np.uint8)
+        return np.frombuffer(view, np.uint8)
+
+
+def _ctypes_dtype(kind: Any) -> np.dtype[Any]:
+    """Of the items, which their buffer's format does not tell for unions and bit fields: numpy would guess."""
+    while issubclass(kind, ctypes.Array):
+        kind = kind._type_
+    try:
+        dtype: np.dtype[Any] = np.dtype(kind)
+    except (TypeError, NotImplementedError, ValueError):
+        dtype = np.dtype(f"V{ctypes.sizeof(kind)}")
+    return dtype
 
 
 def as_items(array: Array) -> Array:
@@ -114,19 +139,28 @@ def copy_texels(memory: Bytes, source: Array, stride: int) -> None:
 
 def is_raw(array: Array) -> bool:
     """Whether its items are bytes, and not values."""
-    return array.dtype.kind in "VS" or array.dtype == np.uint8
+    return (array.dtype.kind in "VS" and array.dtype.names is None) or array.dtype == np.uint8
 
 
 def check_texels(array: Array, format: str, block: TexelBlock) -> None:
     """:raises InvalidCopy: the items are of another kind than the texels of this format."""
     dtype, layout = array.dtype, numpy_layout(format)
-    if is_raw(array) or dtype.itemsize == 1 or (dtype.names is not None and dtype.itemsize == block.nbytes):
+    if is_raw(array):
         return
+    if dtype.names is not None:
+        if dtype.itemsize == block.nbytes:
+            return
+        raise InvalidCopy(
+            f"structured data have {dtype.itemsize} bytes an item, and {format} has {block.nbytes} a texel block: they "
+            "must be the same, or give the bytes"
+        )
     if layout is None:  # whole blocks
         if dtype.kind in "ui":
             return
         raise InvalidCopy(f"data of {dtype} for {format}: give its blocks as bytes")
     texel, channels = layout
+    if dtype.itemsize == texel.itemsize == 1:
+        return
     if dtype.kind in "ui" and dtype.itemsize in (texel.itemsize, block.nbytes):
         if dtype.kind == "i" and texel.kind == "f":
             raise InvalidCopy(_wrong_kind(dtype, format, texel, channels))
