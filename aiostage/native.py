@@ -38,6 +38,9 @@ from .volumes import Level, Volumes
 
 SUPPORTED_WGPU = ("0.31", "0.32")
 
+_PIECE = 1024 * 1024
+"""Bytes of a new staging buffer that are filled with zeros at a time."""
+
 Done = Callable[[bool], object]
 """Called once with whether it went well, from whichever thread polls."""
 
@@ -339,7 +342,30 @@ class WgpuNative:
             )
         # Allocation.buffer.handle gives it to users, for whom one of these would end in an abort.
         buffer.destroy = buffer.unmap = buffer.map_async = buffer.map_sync = _refuse
+        try:
+            self._zero(buffer)
+        except BaseException:
+            self.destroy(buffer)
+            raise
         return buffer
+
+    def _zero(self, buffer: Any) -> None:
+        # The first mapping fills with zeros, in the poll that makes it, and nobody can submit meanwhile. So a piece at
+        # a time, each a fraction of a millisecond, in polls that do not keep the interpreter's lock.
+        for start in range(0, buffer.size, _PIECE):
+            answers: list[bool] = []
+            self._map(buffer, start, min(_PIECE, buffer.size - start), answers.append)
+            while not answers:
+                self._releasing.wgpuDevicePoll(self._device, False, None)
+                if not answers:  # somebody else's poll is about to deliver it
+                    if self.is_lost():
+                        break
+                    time.sleep(0.0001)
+            if answers != [True]:
+                if self.is_lost():
+                    raise DeviceLost("the device was lost while its ring was opened")
+                raise OutOfMemory("the memory of a staging buffer could not be mapped")
+            self.unmap(buffer)
 
     def _is_read_mapped(self, host_cached: bool) -> bool:
         # MAP_READ memory is what the driver keeps in the host's cache; the feature lets a copy read from it. wgpu does
@@ -347,11 +373,14 @@ class WgpuNative:
         return host_cached and "mappable-primary-buffers" in self.device.features
 
     def map(self, buffer: Any, done: Done) -> None:
+        self._map(buffer, 0, buffer.size, done)
+
+    def _map(self, buffer: Any, offset: int, size: int, done: Done) -> None:
         info, call = self._map_info, self._functions.wgpuBufferMapAsync
         mode = wgpu.MapMode.READ if buffer.usage & wgpu.BufferUsage.MAP_READ else wgpu.MapMode.WRITE
         with holding(self._map_lock):
             info.userdata1 = key = self._remember(done)
-            error, _ = self._captured(call, self._pointer(buffer), mode, 0, buffer.size, info)
+            error, _ = self._captured(call, self._pointer(buffer), mode, offset, size, info)
         if error is not None:
             late = self._waiting.pop(key, None)
             if late is not None:

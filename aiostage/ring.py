@@ -208,12 +208,12 @@ class StagingRing:
             self._submitter = Workers(self._port, 1, "submit")
             self._owe(self._submitter.stop)
             await self._workers.run(self._create_buffers)
+            for buffer in self._buffers:
+                self._map_in(buffer)
         except BaseException:
             self._error = RingClosed("the ring could not be opened")
             self._release()
             raise
-        for buffer in self._buffers:
-            self._map_in(buffer)
         self._demand = Demand(self.ring_count)
         self._error = None
 

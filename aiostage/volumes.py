@@ -49,7 +49,10 @@ class Volumes:
     def note(self, copies: Iterable[Copy]) -> None:
         """These were submitted."""
         for copy in copies:
-            if type(copy) is TextureCopy and copy.destination.dimension == "3d":
+            if type(copy) is not TextureCopy or copy.destination.dimension != "3d":
+                continue
+            # A render pass may discard a level, which makes wgpu take it for uninitialized again.
+            if not copy.destination.usage & wgpu.TextureUsage.RENDER_ATTACHMENT:
                 _known(copy.destination).add(copy.mip_level)
 
     def _copy_out(self, functions: Functions, encoder: int, copy: TextureCopy) -> None:

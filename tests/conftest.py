@@ -81,10 +81,13 @@ def warmed_up(shared_device: wgpu.GPUDevice) -> None:
     async def first() -> None:
         usage = wgpu.TextureUsage.COPY_DST
         texture = shared_device.create_texture(size=(4, 4, 1), format="rgba8unorm", usage=usage)
+        usage |= wgpu.TextureUsage.TEXTURE_BINDING
+        volume = shared_device.create_texture(size=(4, 4, 2), dimension="3d", format="rgba8unorm", usage=usage)
         buffer = shared_device.create_buffer(size=64, usage=wgpu.BufferUsage.COPY_DST)
         async with aiostage.StagingRing(shared_device, 1, 1024) as ring, ring.frame() as frame:
             await frame.write_buffer(buffer, 0, bytes(64))
             await frame.write_texture({"texture": texture}, bytes(64))
+            await frame.write_texture({"texture": volume, "origin": (0, 0, 1)}, bytes(64))
             frame.encoder.clear_buffer(buffer)
 
     asyncio.run(first(), debug=False)

@@ -414,6 +414,120 @@ def test_a_software_adapter_may_wait_in_any_call_and_gives_the_lock_away(own_dev
     assert (native._functions is native._releasing) is native.submit_blocks
 
 
+# -- new staging memory --
+
+
+@pytest.fixture(params=[False, True], ids=["mapped for writing", "mapped for reading"])
+def host_cached(device: wgpu.GPUDevice, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    if request.param and "mappable-primary-buffers" not in device.features:
+        pytest.skip("the device has no memory that is mapped for reading and copied from")
+    monkeypatch.setattr(connect(device), "is_host_cached", lambda wanted: wanted)
+    return bool(request.param)
+
+
+async def test_new_memory_is_zeroed_piece_by_piece_and_off_the_loop(
+    device: wgpu.GPUDevice, open_ring: OpenRing, monkeypatch: pytest.MonkeyPatch, host_cached: bool
+) -> None:
+    """A poll that maps new memory fills it with zeros, and holds off the submits of other rings meanwhile."""
+    native, mapped, known = connect(device), [], set()
+    map_range = native._map
+
+    def note(buffer: Any, offset: int, size: int, done: Any) -> None:
+        new = {(buffer, offset + start) for start in range(0, size, 4 * KiB)} - known
+        known.update(new)
+        mapped.append((len(new) * 4 * KiB, threading.current_thread() is threading.main_thread()))
+        map_range(buffer, offset, size, done)
+
+    monkeypatch.setattr(native, "_map", note)
+    await open_ring(ring_count=2, buffer_size=3 * MiB + 4 * KiB, host_cached=host_cached)
+    assert max(new for new, _ in mapped) <= MiB
+    assert not any(on_loop for _, on_loop in mapped)
+
+
+def _refuse_every_map(native: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "_map", lambda buffer, offset, size, done: done(False))
+
+
+def _lose_before_the_map(native: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    map_range = native._map
+    monkeypatch.setattr(native, "_map", lambda *rest: (native.device.destroy(), map_range(*rest)))
+
+
+def _lose_before_the_poll(native: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    poll = native._releasing.wgpuDevicePoll
+    monkeypatch.setattr(native._releasing, "wgpuDevicePoll", lambda *rest: (native.device.destroy(), poll(*rest)))
+
+
+def _lose_and_deliver_nothing(native: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native._releasing, "wgpuDevicePoll", lambda *rest: native.device.destroy())
+
+
+def _lose_between_two_buffers(native: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    create = native.create_staging_buffer
+
+    def create_and_lose(size: int, host_cached: bool) -> Any:
+        buffer = create(size, host_cached)
+        native.device.destroy()
+        return buffer
+
+    monkeypatch.setattr(native, "create_staging_buffer", create_and_lose)
+
+
+def _lose_after_the_last_buffer(native: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    create, made = native.create_staging_buffer, []
+
+    def create_and_lose(size: int, host_cached: bool) -> Any:
+        made.append(create(size, host_cached))
+        if len(made) == 3:
+            native.device.destroy()
+        return made[-1]
+
+    monkeypatch.setattr(native, "create_staging_buffer", create_and_lose)
+
+
+def _lose_after_the_maps(native: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("aiostage.ring.map_first", lambda *rest: (map_first(*rest), native.device.destroy()))
+
+
+@pytest.mark.parametrize(
+    ("happens", "error"),
+    [
+        (_refuse_every_map, aiostage.OutOfMemory),
+        (_lose_before_the_map, aiostage.DeviceLost),
+        (_lose_before_the_poll, aiostage.DeviceLost),
+        (_lose_and_deliver_nothing, aiostage.DeviceLost),
+        (_lose_between_two_buffers, aiostage.DeviceLost),
+        (_lose_after_the_last_buffer, aiostage.DeviceLost),
+        (_lose_after_the_maps, aiostage.DeviceLost),
+    ],
+    ids=lambda value: value.__name__.replace("_", " ").strip(),
+)
+async def test_a_ring_that_cannot_be_opened_says_why_and_keeps_nothing(
+    own_device: wgpu.GPUDevice, monkeypatch: pytest.MonkeyPatch, happens: Any, error: type[Exception]
+) -> None:
+    native, budget, made = connect(own_device), aiostage.MemoryBudget(8 * MiB), []
+    create_buffer = own_device.create_buffer
+    monkeypatch.setattr(own_device, "create_buffer", lambda **how: made.append(create_buffer(**how)) or made[-1])
+    poll_function = own_device._poller._poll_func
+    happens(native, monkeypatch)
+    ring = StagingRing(own_device, 3, MiB, budget=budget)
+    with anyio.fail_after(30), pytest.raises(error):
+        await ring.open()
+    assert budget.used == 0
+    assert not ring._buffers
+    assert ring.stats_nowait().budget_used == 0
+    if error is aiostage.OutOfMemory:
+        assert len(made) == 1
+        assert native_module._ledger.is_destroyed(made[0]) or made[0]._internal is None
+        assert own_device._poller._poll_func == poll_function
+    with pytest.raises(aiostage.RingClosed):
+        await ring.allocate(4)
+    if error is aiostage.OutOfMemory:
+        monkeypatch.undo()
+        async with StagingRing(own_device, 3, MiB, budget=budget):
+            pass
+
+
 # -- staging memory in its first life --
 
 

@@ -7,11 +7,13 @@ import contextlib
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
 import wgpu
 from readback import fill_texture, read_texture
+from wgpu.backends.wgpu_native import _api
 
 import aiostage
 from aiostage import KiB, StagingRing
@@ -450,3 +452,24 @@ async def test_it_costs_one_command_for_each_level_that_is_not_known_to_be_initi
 
     texture = volume(device, Usage.RENDER_ATTACHMENT)  # nobody can see what is in it
     assert await write(texture, (0, 1)) == (0, 0)
+
+
+def _in_slice(z: int, fields: dict[str, Any]) -> dict[str, Any]:
+    return fields | {"depthSlice": z} if "depthSlice" in fields else fields
+
+
+async def test_a_level_that_a_render_pass_has_discarded_is_uninitialized_again(
+    device: wgpu.GPUDevice, open_ring: OpenRing
+) -> None:
+    ring, piece = await open_ring(ring_count=2, buffer_size=16 * KiB), words(1)
+    texture = volume(device, Usage.COPY_SRC | Usage.RENDER_ATTACHMENT)
+    await ring.write_texture({"texture": texture}, words(2, SIZE))
+    encoder = device.create_command_encoder()
+    attachment = {"view": texture.create_view(), "load_op": "clear", "store_op": "discard"}
+    new_struct = _api.new_struct  # wgpu-py does not pass on the slice yet
+    with mock.patch.object(_api, "new_struct", lambda *args, **fields: new_struct(*args, **_in_slice(1, fields))):
+        encoder.begin_render_pass(color_attachments=[attachment]).end()
+    await ring.submit([encoder.finish()])
+    await ring.write_texture({"texture": texture, "origin": PLACE}, piece)
+    z, y, x = (slice(start, start + n) for start, n in zip(PLACE[::-1], piece.shape, strict=True))
+    np.testing.assert_array_equal(read(texture)[z, y, x], piece)
