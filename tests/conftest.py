@@ -87,7 +87,7 @@ def warmed_up(shared_device: wgpu.GPUDevice) -> None:
         async with aiostage.StagingRing(shared_device, 1, 1024) as ring, ring.frame() as frame:
             await frame.write_buffer(buffer, 0, bytes(64))
             await frame.write_texture({"texture": texture}, bytes(64))
-            await frame.write_texture({"texture": volume, "origin": (0, 0, 1)}, bytes(64))
+            await frame.write_texture({"texture": volume, "origin": (0, 0, 1)}, bytes(64), size=(4, 4, 1))
             frame.encoder.clear_buffer(buffer)
 
     asyncio.run(first(), debug=False)
