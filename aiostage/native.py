@@ -335,6 +335,7 @@ class WgpuNative:
         # Not mapped at creation: without MAP_WRITE, wgpu would lend other memory, and free it at the first submit.
         mode = wgpu.BufferUsage.MAP_READ if self._is_read_mapped(host_cached) else wgpu.BufferUsage.MAP_WRITE
         with _clear_errors():
+            self._volumes.warm_up()
             buffer = self.device.create_buffer(
                 label="staging buffer",
                 size=size,

@@ -413,7 +413,7 @@ class StagingRing:
         :raises TypeError: `data` is no array and no bytes, or has masked or missing values.
         """
         self._check_task()
-        data = await uploads.load_texels(self, destination, data, data_layout, size)
+        data = await uploads.load_texels(self, destination, data)
         return await uploads.write_now(self, uploads.from_texels(self, destination, data, data_layout, size))
 
     def batch(self) -> uploads.Batch:

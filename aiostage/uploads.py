@@ -31,12 +31,14 @@ from .copies import (
 )
 from .data.arrays import (
     WHOLE,
+    Blocks,
+    Scattered,
     as_array,
     as_blocks,
     as_items,
     check_texels,
+    copy_blocks,
     copy_bytes,
-    copy_texels,
     is_lazy,
     is_masked,
     is_raw,
@@ -110,7 +112,7 @@ class Batch:
     ) -> None:
         """Like `StagingRing.write_texture`, submitted with the batch. On return `data` may be reused."""
         self._check()
-        data = await load_texels(self._ring, destination, data, data_layout, size)
+        data = await load_texels(self._ring, destination, data)
         await write(self._ring, self._lane, from_texels(self._ring, destination, data, data_layout, size))
 
     async def __aenter__(self) -> Batch:
@@ -312,19 +314,12 @@ async def load(ring: StagingRing, buffer: Any, data: Any) -> Any:
     return await _in_thread(ring, as_array, data)
 
 
-async def load_texels(
-    ring: StagingRing, destination: Mapping[str, Any], data: Any, data_layout: Mapping[str, int] | None, size: Any
-) -> Any:
-    """Like `load`; and what is not contiguous, but must be to be laid out, a thread makes so."""
-    if is_lazy(data):
-        resolve_destination(destination, ring._native)
-        data = await _in_thread(ring, as_array, data)
-    array = as_array(data)
-    if size is None or array.flags.c_contiguous:
-        return array
-    if not data_layout and _shaped(array, region_of(resolve_destination(destination, ring._native), size)) is not None:
-        return array
-    return await _in_thread(ring, np.ascontiguousarray, array)
+async def load_texels(ring: StagingRing, destination: Mapping[str, Any], data: Any) -> Any:
+    """Like `load`, for a texture."""
+    if not is_lazy(data):
+        return data
+    resolve_destination(destination, ring._native)
+    return await _in_thread(ring, as_array, data)
 
 
 async def _in_thread(ring: StagingRing, make: Callable[[Any], Any], data: Any) -> Any:
@@ -406,6 +401,7 @@ def from_texels(
     """Pieces of texel rows, padded as they are copied. :raises InvalidCopy:"""
     resolved = resolve_destination(destination, ring._native)
     array = as_array(data)
+    blocks: Blocks
     check_texels(array, resolved[0].format, resolved[4])
     if size is None:
         if data_layout is not None:
@@ -424,9 +420,7 @@ def from_texels(
     return _texel_pieces(region, blocks, layers, rows, columns)
 
 
-def _texel_pieces(
-    region: TextureRegion, blocks: npt.NDArray[Any], layers: int, rows: int, columns: int
-) -> Iterator[Piece]:
+def _texel_pieces(region: TextureRegion, blocks: Blocks, layers: int, rows: int, columns: int) -> Iterator[Piece]:
     for z in range(0, region.size[2], layers):
         for y in range(0, region.block_rows, rows):
             for x in range(0, region.block_columns, columns):
@@ -435,11 +429,11 @@ def _texel_pieces(
                 yield _texel_piece(part, source)
 
 
-def _texel_piece(part: TextureRegion, source: npt.NDArray[Any]) -> Piece:
+def _texel_piece(part: TextureRegion, source: Blocks) -> Piece:
     stride = padded_row(part.row_bytes)
     return Piece(
         footprint(part, stride, part.block_rows),
-        partial(copy_texels, source=source, stride=stride),
+        partial(copy_blocks, source=source, stride=stride),
         partial(_texture_copy, part=part, stride=stride),
     )
 
@@ -470,7 +464,7 @@ def _portion(region: TextureRegion, buffer_size: int) -> Triple:
     return 1, rows, columns
 
 
-def _lay_out(array: npt.NDArray[Any], data_layout: Mapping[str, int], region: TextureRegion) -> npt.NDArray[Any]:
+def _lay_out(array: npt.NDArray[Any], data_layout: Mapping[str, int], region: TextureRegion) -> Blocks:
     """The texel blocks of `array` where `data_layout` says they are: (layers, block rows, block columns, items)."""
     offset, bytes_per_row, rows_per_image = pop_layout(dict(data_layout), region.row_bytes, region.block_rows)
     if bytes_per_row < region.row_bytes:
@@ -486,11 +480,13 @@ def _lay_out(array: npt.NDArray[Any], data_layout: Mapping[str, int], region: Te
         return shaped
     if not array.dtype.isnative:
         raise InvalidCopy("data in another byte order: give data.astype(data.dtype.newbyteorder('<')), or its bytes")
-    nbytes = region.block.nbytes
-    flat = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-    shape = (region.size[2], region.block_rows, region.block_columns, nbytes)
-    strides = (bytes_per_row * rows_per_image, bytes_per_row, nbytes, 1)
-    return np.ndarray(shape, np.uint8, flat, offset, strides) if needed else np.empty(shape, np.uint8)
+    shape = (region.size[2], region.block_rows, region.block_columns, region.block.nbytes)
+    strides = (bytes_per_row * rows_per_image, bytes_per_row, region.block.nbytes, 1)
+    if not needed:
+        return np.empty(shape, np.uint8)
+    if not array.flags.c_contiguous:
+        return Scattered(array, offset, shape, strides)
+    return np.ndarray(shape, np.uint8, array.reshape(-1).view(np.uint8), offset, strides)
 
 
 def _shaped(array: npt.NDArray[Any], region: TextureRegion) -> npt.NDArray[Any] | None:

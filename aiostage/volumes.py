@@ -33,6 +33,10 @@ class Volumes:
         self._module: Any = None
         self._pipelines: dict[tuple[bool, str], tuple[Any, Any]] = {}  # (layout, pipeline), by what is bound
 
+    def warm_up(self) -> None:
+        """Have the pipeline ready that most textures need. Not on a loop: a driver's first can take 0.5 s."""
+        self._pipeline(sampled=True, format="")
+
     def prepare(self, functions: Functions, encoder: int, copy: TextureCopy, used: set[Level]) -> None:
         """Record a use of the copy's level, if it needs one; `used` has those that the encoder has used already."""
         texture, level = copy.destination, (id(copy.destination), copy.mip_level)
@@ -71,7 +75,7 @@ class Volumes:
         functions.wgpuCommandEncoderCopyTextureToBuffer(encoder, *addresses)
 
     def _bind(self, functions: Functions, encoder: int, texture: Any, level: int) -> None:
-        layout, pipeline = self._pipeline(texture)
+        layout, pipeline = self._pipeline(bool(texture.usage & wgpu.TextureUsage.TEXTURE_BINDING), texture.format)
         view = texture.create_view(base_mip_level=level, mip_level_count=1)
         group = self._device.create_bind_group(layout=layout, entries=[{"binding": 0, "resource": view}])
         compute = functions.wgpuCommandEncoderBeginComputePass(encoder, None)
@@ -81,8 +85,7 @@ class Volumes:
         functions.wgpuComputePassEncoderEnd(compute)
         functions.wgpuComputePassEncoderRelease(compute)
 
-    def _pipeline(self, texture: Any) -> tuple[Any, Any]:
-        sampled, format = bool(texture.usage & wgpu.TextureUsage.TEXTURE_BINDING), texture.format
+    def _pipeline(self, sampled: bool, format: str) -> tuple[Any, Any]:
         if sampled:
             kind = next((kind for kind in ("uint", "sint") if format.endswith(kind)), "unfilterable-float")
             name, binding, key = "texture", {"sample_type": kind}, (True, kind)

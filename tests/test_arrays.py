@@ -14,6 +14,8 @@ from readback import read_buffer, read_texture
 from simulated import SimulatedGpu
 
 import aiostage
+from aiostage import KiB
+from aiostage.data.arrays import Scattered
 
 OpenRing = Callable[..., Any]
 Target = Callable[[int], wgpu.GPUBuffer]
@@ -202,23 +204,47 @@ async def test_lazy_data_are_computed_in_a_thread(open_ring: OpenRing, target: T
         await ring.write_buffer(buffer, 0, Lazy(None))
 
 
-async def test_strided_data_with_a_layout_are_laid_out_in_a_thread(
-    device: wgpu.GPUDevice, open_ring: OpenRing, monkeypatch: pytest.MonkeyPatch
+@pytest.fixture
+def gathered(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """(thread, bytes) of each piece of strided data that was gathered."""
+    pieces, gather = [], Scattered.gather
+
+    def noted(blocks: Scattered) -> Any:
+        result = gather(blocks)
+        pieces.append((threading.get_ident(), result.base.nbytes))
+        return result
+
+    monkeypatch.setattr(Scattered, "gather", noted)
+    return pieces
+
+
+@pytest.mark.parametrize(
+    ("layout", "size"),
+    [
+        ({"bytes_per_row": 4 * 320}, (320, 240, 1)),
+        ({"offset": 5, "bytes_per_row": 4 * 320, "rows_per_image": 60}, (100, 50, 4)),
+        ({"offset": 64 * 1000, "bytes_per_row": 4 * 100}, (40, 400, 1)),
+    ],
+)
+@pytest.mark.parametrize("dtype", ["u1", "<u2,<u2", "V3"])
+async def test_strided_data_with_a_layout_are_laid_out_in_threads_a_piece_at_a_time(
+    device: wgpu.GPUDevice, open_ring: OpenRing, gathered: list[tuple[int, int]], dtype: str, layout: Any, size: Any
 ) -> None:
-    ring, texture = await open_ring(), new_texture(device, "r8uint", (32, 32, 1))
-    data, threads = RNG.integers(0, 255, (32, 64), np.uint8)[:, ::2], []
-    lay_out = np.ascontiguousarray
-
-    def noted(array: Any) -> Any:
-        if not array.flags.c_contiguous:
-            threads.append(threading.get_ident())
-        return lay_out(array)
-
-    monkeypatch.setattr(np, "ascontiguousarray", noted)
-    await ring.write_texture({"texture": texture}, data, {"bytes_per_row": 32}, (32, 32))
-    assert threads
+    ring = await open_ring(ring_count=3, buffer_size=64 * KiB, inline_size=0)
+    texture = new_texture(device, "rgba8uint", size)
+    kind = np.dtype(dtype)
+    whole = RNG.integers(0, 255, (480, 2, 2400 // kind.itemsize, kind.itemsize), np.uint8).view(kind)[..., 0]
+    data = whole[:, 1, ::2]
+    await ring.write_texture({"texture": texture}, data, layout, size)
+    threads, sizes = zip(*gathered, strict=True)
     assert threading.get_ident() not in threads
-    assert read_texture(texture)[0].tobytes() == data.tobytes()
+    assert len(sizes) > 1
+    assert max(sizes) <= 4 * 64 * KiB  # rows lie as far apart as the layout says
+    flat = np.frombuffer(data.tobytes(), np.uint8)[layout.get("offset", 0) :]
+    row = layout["bytes_per_row"]
+    strides = (row * layout.get("rows_per_image", size[1]), row, 1)
+    expected = np.ndarray((size[2], size[1], 4 * size[0]), np.uint8, flat, 0, strides)
+    assert np.array_equal(read_texture(texture)[0], expected)
 
 
 class Texture:
@@ -360,23 +386,15 @@ async def test_small_numbers_are_no_bytes_of_larger_texels(
 @pytest.mark.parametrize("layout", [None, {"bytes_per_row": 32}])
 @pytest.mark.parametrize("kind", [np.asarray, memoryview])
 async def test_strided_data_of_another_shape_are_laid_out_in_a_thread(
-    device: wgpu.GPUDevice, open_ring: OpenRing, monkeypatch: pytest.MonkeyPatch, kind: Any, layout: Any
+    device: wgpu.GPUDevice, open_ring: OpenRing, gathered: list[tuple[int, int]], kind: Any, layout: Any
 ) -> None:
-    ring, texture = await open_ring(), new_texture(device, "r8uint", (32, 32, 1))
-    data, threads = RNG.integers(0, 255, (16, 2, 64), np.uint8)[:, :, ::2], []
-    lay_out = np.ascontiguousarray
-
-    def noted(array: Any) -> Any:
-        if not array.flags.c_contiguous:
-            threads.append(threading.get_ident())
-        return lay_out(array)
-
-    monkeypatch.setattr(np, "ascontiguousarray", noted)
+    ring, texture = await open_ring(inline_size=0), new_texture(device, "r8uint", (32, 32, 1))
+    data = RNG.integers(0, 255, (16, 2, 64), np.uint8)[:, :, ::2]
     await ring.write_texture({"texture": texture}, kind(data), layout, (32, 32))
-    assert threads
-    assert threading.get_ident() not in threads
+    assert len(gathered) == 1
+    assert gathered[0][0] != threading.get_ident()
     assert read_texture(texture)[0].tobytes() == data.tobytes()
-    threads.clear()
+    gathered.clear()
     await ring.write_texture({"texture": texture}, kind(data.reshape(32, 32)[::-1]), None, (32, 32))
-    assert not threads  # of the texture's own shape: no copy is made
+    assert not gathered  # of the texture's own shape: no copy is made
     assert read_texture(texture)[0].tobytes() == data.reshape(32, 32)[::-1].tobytes()

@@ -1305,7 +1305,7 @@ def stepped(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, "time", CLOCK)
     monkeypatch.setattr("aiostage.ring.Workers", HeldWorkers)
     monkeypatch.setattr("aiostage.fences._Poller", HeldPoller)
-    for name in ("copy_bytes", "copy_texels"):
+    for name in ("copy_bytes", "copy_blocks"):
         fill = getattr(aiostage.uploads, name)
         monkeypatch.setattr(aiostage.uploads, name, partial(_watched, fill))
     # Hypothesis would draw some values from the constants in the sources of all modules that are loaded. A seed is to

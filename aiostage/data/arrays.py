@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -123,6 +124,38 @@ def _row(array: Array, index: int) -> Array:
 
 
 # -- texels --
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Scattered:
+    """Texel blocks in the C-order bytes of an array that does not have them in a row, which `gather` does for it."""
+
+    array: Array
+    offset: int
+    shape: tuple[int, int, int, int]
+    """(layers, block rows, block columns, bytes of a block)"""
+    strides: tuple[int, int, int, int]
+
+    def __getitem__(self, window: tuple[slice, slice, slice]) -> Scattered:
+        ranges = [range(n)[part] for n, part in zip(self.shape, window, strict=False)]
+        offset = self.offset + sum(r.start * step for r, step in zip(ranges, self.strides, strict=False))
+        layers, rows, columns = map(len, ranges)
+        return replace(self, offset=offset, shape=(layers, rows, columns, self.shape[3]))
+
+    def gather(self) -> Array:
+        """The blocks, in memory of their own: no more of the array than from the first of them to the last."""
+        extent = sum((n - 1) * step for n, step in zip(self.shape, self.strides, strict=True)) + 1
+        flat = np.empty(extent, np.uint8)
+        copy_bytes(flat, as_items(self.array), self.offset)
+        return np.ndarray(self.shape, np.uint8, flat, 0, self.strides)
+
+
+Blocks = Array | Scattered
+
+
+def copy_blocks(memory: Bytes, source: Blocks, stride: int) -> None:
+    """Like `copy_texels`."""
+    copy_texels(memory, source.gather() if isinstance(source, Scattered) else source, stride)
 
 
 def copy_texels(memory: Bytes, source: Array, stride: int) -> None:
