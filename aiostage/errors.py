@@ -6,6 +6,7 @@ heard of this library would expect.
 
 from __future__ import annotations
 
+from copy import copy
 from typing import TypeVar
 
 import anyio
@@ -98,7 +99,7 @@ class UnsupportedVersion(StagingError, RuntimeError):
     """The installed wgpu cannot be driven by this version of the library."""
 
 
-Error = TypeVar("Error", bound=StagingError)
+Error = TypeVar("Error", bound=Exception)
 
 
 def afresh(error: Error) -> Error:
@@ -106,4 +107,7 @@ def afresh(error: Error) -> Error:
 
     Raised itself, it would gather the frames of everybody that it was raised for, and keep their data alive.
     """
-    return type(error)(*error.args)
+    try:
+        return copy(error)
+    except TypeError:  # somebody's own class, which its arguments do not make again
+        return error

@@ -76,12 +76,13 @@ class _SlowCallbacks(logging.Handler):
 
 @pytest.fixture(scope="session")
 def warmed_up(shared_device: wgpu.GPUDevice) -> None:
-    """The first ring of a process is slower: cffi parses each C type of wgpu's header when it is first used."""
+    """The first ring of a process is slower, as is reading back: cffi parses each C type of wgpu's header when it is
+    first used."""
 
     async def first() -> None:
-        usage = wgpu.TextureUsage.COPY_DST
+        usage = wgpu.TextureUsage.COPY_DST | wgpu.TextureUsage.COPY_SRC
         texture = shared_device.create_texture(size=(4, 4, 1), format="rgba8unorm", usage=usage)
-        usage |= wgpu.TextureUsage.TEXTURE_BINDING
+        usage = wgpu.TextureUsage.COPY_DST | wgpu.TextureUsage.TEXTURE_BINDING
         volume = shared_device.create_texture(size=(4, 4, 2), dimension="3d", format="rgba8unorm", usage=usage)
         buffer = shared_device.create_buffer(size=64, usage=wgpu.BufferUsage.COPY_DST)
         async with aiostage.StagingRing(shared_device, 1, 1024) as ring, ring.frame() as frame:
@@ -89,6 +90,7 @@ def warmed_up(shared_device: wgpu.GPUDevice) -> None:
             await frame.write_texture({"texture": texture}, bytes(64))
             await frame.write_texture({"texture": volume, "origin": (0, 0, 1)}, bytes(64), size=(4, 4, 1))
             frame.encoder.clear_buffer(buffer)
+        shared_device.queue.read_texture({"texture": texture}, {"bytes_per_row": 16}, (4, 4, 1))  # as tests do
 
     asyncio.run(first(), debug=False)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import ctypes
 import threading
 from collections.abc import Callable
@@ -202,6 +203,32 @@ async def test_lazy_data_are_computed_in_a_thread(open_ring: OpenRing, target: T
     assert lazy.thread not in (0, threading.get_ident())
     with pytest.raises(ZeroDivisionError):
         await ring.write_buffer(buffer, 0, Lazy(None))
+
+
+@pytest.mark.parametrize("write", ["write_buffer", "write_texture"])
+async def test_a_batch_that_ends_while_lazy_data_are_read_takes_them_no_more(
+    device: wgpu.GPUDevice, open_ring: OpenRing, target: Target, write: str
+) -> None:
+    ring, buffer, texture = await open_ring(), target(1024), new_texture(device, "r32uint", (256, 1, 1))
+    begun, go_on = threading.Event(), threading.Event()
+
+    class Slow(Lazy):
+        def __array__(self, *args: Any, **kwargs: Any) -> Any:
+            begun.set()
+            assert go_on.wait(10)
+            return super().__array__(*args, **kwargs)
+
+    slow = Slow(np.ones((1, 256), np.uint32))
+    async with ring.batch() as batch:
+        where = (buffer, 0) if write == "write_buffer" else ({"texture": texture},)
+        writing = asyncio.ensure_future(getattr(batch, write)(*where, slow))
+        while not begun.is_set():
+            await asyncio.sleep(0.001)
+    go_on.set()
+    with pytest.raises(aiostage.AllocationClosed):
+        await writing
+    assert not any(read_buffer(buffer))
+    assert not read_texture(texture)[0].any()
 
 
 @pytest.fixture

@@ -228,6 +228,23 @@ async def test_who_waits_for_a_level_that_never_comes_is_told_why(open_ring: Any
         await closed.wait_level(0)
 
 
+async def test_each_who_waits_is_raised_an_exception_of_its_own(open_ring: Any) -> None:
+    """One for all would gather the frames of everybody, and keep their data alive."""
+    levels = chain("bc1-rgba-unorm", (32, 32), 6)
+    file = bytearray(ktx2("bc1-rgba-unorm", (32, 32), levels, scheme=3))
+    file[textures.inspect(file).levels[5].offset + 8] ^= 0xFF
+    async with textures.open(await open_ring(), file) as damaged:
+        with pytest.raises(InvalidTexture) as first:
+            await anext(damaged)
+        raised = [first.value]
+        for use in (damaged.__anext__, lambda: damaged.wait_level(0), lambda: damaged.wait_level(0)):
+            with pytest.raises(InvalidTexture) as later:
+                await use()
+            raised.append(later.value)
+    assert len({id(error) for error in raised}) == 4
+    assert len({str(error) for error in raised}) == 1
+
+
 class DrivenGpu(SimulatedGpu):
     """A simulated GPU that is also the device: it takes the formats that the test names."""
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import numpy as np
 
-from ..errors import InvalidTexture, UnsupportedTexture
+from ..errors import InvalidTexture, UnsupportedTexture, afresh
 from ..fences import Fence
 from ..formats import required_feature, texel_block
 from ..threads import run_sync
@@ -159,7 +159,7 @@ class TextureStream:
             if self.base_level == 0:
                 raise StopAsyncIteration
             if self._error is not None:
-                raise self._error
+                raise afresh(self._error)
             try:
                 await self._upload(self.base_level - 1)
             except Exception as error:
@@ -191,7 +191,7 @@ class TextureStream:
             raise IndexError(f"mip level {level} of a texture that has {len(self._arrived)}")
         await self._arrived[level].wait()
         if level < self.base_level and self._error is not None:
-            raise self._error
+            raise afresh(self._error)
 
     async def _upload(self, number: int) -> None:
         level, block = self.info.levels[number], texel_block(self.info.format)
@@ -203,7 +203,7 @@ class TextureStream:
         self.fence = await self._ring.write_texture({"texture": self.texture, "mip_level": number}, blocks)
 
     def _fail(self, error: Exception) -> None:
-        self._error = self._error or error
+        self._error = self._error or afresh(error)
         for event in self._arrived:
             event.set()
 
