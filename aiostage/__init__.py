@@ -5,6 +5,7 @@ Start at `StagingRing`.
 
 from .allocation import Allocation
 from .budget import KiB, MemoryBudget, MiB
+from .engine.lanes import StagingBuffer
 from .errors import (
     AllocationClosed,
     AllocationTooLarge,
@@ -29,7 +30,6 @@ from .errors import (
     WrongLoop,
 )
 from .fences import Fence, FenceTracker
-from .lanes import StagingBuffer
 from .ring import StagingRing
 from .stats import BufferState, StagingStats
 from .uploads import Batch, Frame

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from .copies import (
+from .data.copies import (
     BufferCopy,
     BufferSlice,
     Copy,
@@ -23,10 +23,10 @@ from .copies import (
     resolve_region,
     whole,
 )
+from .data.formats import numpy_layout, padded_row, texel_block
+from .engine.lanes import StagingBuffer
+from .engine.views import StagedArray, Views
 from .errors import AllocationClosed, InvalidCopy, ViewStillAlive
-from .formats import numpy_layout, padded_row, texel_block
-from .lanes import StagingBuffer
-from .views import StagedArray, Views
 
 if TYPE_CHECKING:
     from .ring import StagingRing

@@ -7,7 +7,7 @@ from weakref import WeakKeyDictionary
 
 from .errors import BudgetExceeded
 from .exits import holding
-from .native import Native
+from .gpu.protocol import Native
 
 KiB = 1024
 MiB = 1024 * KiB

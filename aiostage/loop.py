@@ -29,9 +29,9 @@ class LoopPort:
         trio: Any = sys.modules.get("trio")
         lowlevel = getattr(trio, "lowlevel", None)  # None too while another thread imports trio
         if lowlevel is not None and lowlevel.in_trio_run():
-            self._here: Any = lowlevel.current_trio_token()
+            self.loop: Any = lowlevel.current_trio_token()
             self._running: Callable[[], Any] = lowlevel.current_trio_token
-            self._wake: Callable[[Callback], object] = self._here.run_sync_soon
+            self._wake: Callable[[Callback], object] = self.loop.run_sync_soon
             self._soon: Callable[[Callback], object] = lambda callback: self._wake(partial(self._run, callback))
             self.current_task: Callable[[], Any] = lowlevel.current_task
             self.name_of: Callable[[Any], str] = operator.attrgetter("name")
@@ -41,16 +41,16 @@ class LoopPort:
             import asyncio  # takes longer than all of this library, and a program on trio has no use for it
 
             try:
-                self._here = asyncio.get_running_loop()
+                self.loop = asyncio.get_running_loop()
             except RuntimeError:
                 raise WrongLoop("this needs a running event loop (asyncio, uvloop or trio)") from None
             self._running = asyncio.get_running_loop
-            self._wake = self._here.call_soon_threadsafe
-            self._soon = self._here.call_soon
+            self._wake = self.loop.call_soon_threadsafe
+            self._soon = self.loop.call_soon
             self.current_task = asyncio.current_task
             self.name_of = operator.methodcaller("get_name")
             self.event = asyncio.Event  # what anyio's own wraps, and finds anew for each
-            self._complain = self._here.call_exception_handler
+            self._complain = self.loop.call_exception_handler
         self._posted: deque[Callback] = deque()
         self._scheduled = False
         self._draining = False  # posted callbacks run now
@@ -59,7 +59,7 @@ class LoopPort:
     def check(self) -> None:
         """Raise WrongLoop unless called on this loop."""
         try:
-            if self._running() is self._here:
+            if self._running() is self.loop:
                 return
         except RuntimeError:
             pass
@@ -144,7 +144,7 @@ _ports: WeakSet[LoopPort] = WeakSet()
 def _lose_loops() -> None:
     # A forked child has a copy of the loop but none of the threads, and wgpu does not survive a fork at all.
     for port in _ports:
-        port._here = None
+        port.loop = None
         port._wake = _refuse
 
 

@@ -27,7 +27,7 @@ from .exits import holding
 from .ring import StagingRing
 
 if TYPE_CHECKING:
-    from .pools import BufferPool
+    from .pools.pool import BufferPool
 
 _Opened: TypeAlias = tuple[BlockingPortal, StagingRing, anyio.Event]
 """What is used from other threads: to start tasks, the ring, and to end its loop."""
@@ -310,7 +310,7 @@ def init_memory_system(
 def _make_pools(device: Any, wanted: bool | Mapping[str, int]) -> dict[str, BufferPool] | None:
     if not wanted:
         return None
-    from .pools import BufferPool  # only who wants them pays for importing them
+    from .pools.pool import BufferPool  # only who wants them pays for importing them
 
     usages = {"buffers": _ANY_USAGE} if wanted is True else dict(wanted)
     return {name: BufferPool(device, usage) for name, usage in usages.items()}

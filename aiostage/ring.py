@@ -33,7 +33,10 @@ import numpy as np
 from . import uploads
 from .allocation import Allocation, texel_layout
 from .budget import MemoryBudget, MiB, default_budget
-from .copies import BufferCopy, Copy
+from .carrier.threads import Workers, wait_out
+from .data.copies import BufferCopy, Copy
+from .engine.lanes import NO_TASK, Hold, Lane, StagingBuffer, Submission, Trip
+from .engine.views import Views
 from .errors import (
     AllocationClosed,
     AllocationTooLarge,
@@ -49,11 +52,9 @@ from .errors import (
 from .events import DEBUG, event, logger, report
 from .exits import holding
 from .fences import Fence, FenceTracker
-from .lanes import NO_TASK, Hold, Lane, StagingBuffer, Submission, Trip
-from .native import Native, export, map_first
+from .gpu.memory import export
+from .gpu.protocol import Native, map_first
 from .stats import BufferState, Demand, StagingStats
-from .views import Views
-from .workers import Workers, wait_out
 
 if TYPE_CHECKING:
     from .advice import Advice

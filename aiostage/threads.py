@@ -7,8 +7,8 @@ from typing import Any, TypeVar
 
 import anyio.to_thread
 
+from .carrier.threads import Workers
 from .loop import LoopPort
-from .workers import Workers
 
 T = TypeVar("T")
 

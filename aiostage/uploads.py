@@ -15,20 +15,7 @@ import anyio
 import numpy as np
 import numpy.typing as npt
 
-from .copies import (
-    BufferCopy,
-    Copy,
-    TextureCopy,
-    TextureRegion,
-    Triple,
-    check_buffer_copy,
-    footprint,
-    mip_extent,
-    pop_layout,
-    region_of,
-    resolve_destination,
-    whole,
-)
+from .carrier.threads import wait_out
 from .data.arrays import (
     WHOLE,
     Blocks,
@@ -44,11 +31,24 @@ from .data.arrays import (
     is_raw,
     missing,
 )
+from .data.copies import (
+    BufferCopy,
+    Copy,
+    TextureCopy,
+    TextureRegion,
+    Triple,
+    check_buffer_copy,
+    footprint,
+    mip_extent,
+    pop_layout,
+    region_of,
+    resolve_destination,
+    whole,
+)
+from .data.formats import TexelBlock, is_depth_stencil, padded_row
+from .engine.lanes import Lane, StagingBuffer, Trip
 from .errors import AllocationClosed, AllocationTooLarge, InvalidCopy, afresh
 from .fences import Fence
-from .formats import TexelBlock, is_depth_stencil, padded_row
-from .lanes import Lane, StagingBuffer, Trip
-from .workers import wait_out
 
 if TYPE_CHECKING:
     from .ring import StagingRing

@@ -6,7 +6,7 @@ import asyncio
 import importlib
 import sys
 
-from aiostage.cli import Parser, exit_status, require
+from aiostage.tools.cli import Parser, exit_status, require
 
 from . import machine
 

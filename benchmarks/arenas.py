@@ -20,7 +20,7 @@ import numpy.typing as npt
 import wgpu
 
 import aiostage
-from aiostage.formats import padded_row
+from aiostage.data.formats import padded_row
 
 Words = npt.NDArray[np.uint32]
 

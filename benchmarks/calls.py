@@ -16,9 +16,10 @@ import numpy as np
 import wgpu
 from wgpu.backends.wgpu_native import lib_path
 
-from aiostage.cfunctions import Functions
-from aiostage.copies import BufferCopy
-from aiostage.native import connect, map_first
+from aiostage.data.copies import BufferCopy
+from aiostage.gpu.device import connect
+from aiostage.gpu.functions import Functions
+from aiostage.gpu.protocol import map_first
 
 from .machine import print_table
 

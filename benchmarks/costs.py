@@ -20,7 +20,8 @@ import wgpu
 
 import aiostage
 from aiostage import uploads
-from aiostage.native import map_first
+from aiostage.gpu.memory import export
+from aiostage.gpu.protocol import map_first
 
 from .machine import print_table, spread
 
@@ -88,10 +89,7 @@ async def zero_copy(device: wgpu.GPUDevice, seconds: float) -> dict[str, float]:
     async with aiostage.StagingRing(device, 20, size) as ring:
         buffers = [ring._native.create_staging_buffer(size, ring.host_cached) for _ in range(threads)]
         map_first(ring._native, buffers)
-        memories = [
-            np.frombuffer(aiostage.native.export(ring._native.address(b), size, lambda _: None), np.uint8)
-            for b in buffers
-        ]
+        memories = [np.frombuffer(export(ring._native.address(b), size, lambda _: None), np.uint8) for b in buffers]
 
         async def into_slot(index: int) -> None:
             slot = await ring.allocate(size)

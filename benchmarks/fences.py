@@ -9,7 +9,7 @@ from typing import Any
 import wgpu
 
 import aiostage
-from aiostage.native import connect
+from aiostage.gpu.device import connect
 
 from .machine import GpuWork, print_table, spread
 

@@ -17,8 +17,8 @@ import wgpu
 from wgpu.backends.wgpu_native import lib_version_info
 
 import aiostage
-from aiostage.demo.gpu import find_adapter
-from aiostage.demo.options import UsageError
+from aiostage.tools.demo.gpu import find_adapter
+from aiostage.tools.demo.options import UsageError
 
 RESULTS = Path(__file__).parent / "results"
 

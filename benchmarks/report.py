@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from aiostage.cli import Parser, exit_status
+from aiostage.tools.cli import Parser, exit_status
 
 from . import calls, costs, fences, pools, soak, textures, throughput
 from .machine import RESULTS

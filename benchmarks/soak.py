@@ -28,9 +28,9 @@ import wgpu
 
 import aiostage
 from aiostage import KiB, MiB
-from aiostage.cli import Parser, exit_status
-from aiostage.demo.options import parse_count, parse_minutes
 from aiostage.threads import run_sync
+from aiostage.tools.cli import Parser, exit_status
+from aiostage.tools.demo.options import parse_count, parse_minutes
 
 from . import machine
 from .arenas import LONGEST, Arenas, BufferArena, Checker, Expect, Region, TexelRegion, TextureArena

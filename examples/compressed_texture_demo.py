@@ -25,9 +25,9 @@ from PIL import Image, ImageDraw, ImageFont
 
 import aiostage
 import aiostage.textures
-from aiostage.cli import exit_status
-from aiostage.demo import photos
-from aiostage.demo.gpu import describe, find_adapter
+from aiostage.tools.cli import exit_status
+from aiostage.tools.demo import photos
+from aiostage.tools.demo.gpu import describe, find_adapter
 
 SIDE = 512  # texels of a texture
 SHOWN = (6, 5, 4, 3, 2, 0)  # mip levels in the picture

@@ -20,10 +20,10 @@ from PIL import Image, ImageDraw, ImageFont
 
 import aiostage
 from aiostage import KiB, MiB
-from aiostage.cli import exit_status
-from aiostage.demo import photos
-from aiostage.demo.gpu import describe, find_adapter
 from aiostage.pools import BufferPool, BufferRange, PoolStatistics
+from aiostage.tools.cli import exit_status
+from aiostage.tools.demo import photos
+from aiostage.tools.demo.gpu import describe, find_adapter
 
 BLOCK = 8 * MiB
 BLOCKS = 12  # that are filled at first

@@ -5,7 +5,7 @@ The same program as `aiostage demo`; its parts are in aiostage/demo/. Try `--hel
 
 import sys
 
-from aiostage.demo import main
+from aiostage.tools.demo import main
 
 if __name__ == "__main__":
     sys.exit(main())

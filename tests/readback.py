@@ -12,8 +12,8 @@ import wgpu
 from wgpu.backends.wgpu_native import _api
 from wgpu.backends.wgpu_native._mappings import enummap
 
-from aiostage.copies import mip_extent
-from aiostage.formats import padded_row, texel_block
+from aiostage.data.copies import mip_extent
+from aiostage.data.formats import padded_row, texel_block
 
 CREATABLE = [format for format in sorted(wgpu.TextureFormat) if f"TextureFormat.{format}" in enummap]
 """What this release of wgpu-py can make textures of: all, but in 0.31 none of r16unorm and its kind."""

@@ -1,6 +1,6 @@
 """A GPU whose clock the test moves.
 
-`SimulatedGpu` implements `aiostage.native.Native`, so `StagingRing(SimulatedGpu())` works. What it models:
+`SimulatedGpu` implements `aiostage.gpu.protocol.Native`, so `StagingRing(SimulatedGpu())` works. What it models:
 
 1. `submit` queues work and returns. Nothing of it happens before the test calls `complete`, which does the oldest
    submission: copies read staging memory *then*, as a real GPU may, and change their destinations.
@@ -26,10 +26,10 @@ import anyio.lowlevel
 import numpy as np
 import wgpu
 
-from aiostage.copies import BufferCopy, Copy, mip_extent
+from aiostage.data.copies import BufferCopy, Copy, mip_extent
+from aiostage.data.formats import texel_block
 from aiostage.errors import DeviceLost, InvalidCopy, InvalidSubmit
-from aiostage.formats import texel_block
-from aiostage.native import Done
+from aiostage.gpu.protocol import Done
 
 Step = Callable[[], object]
 

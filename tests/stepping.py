@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 
 from simulated import SimulatedGpu
 
-import aiostage.workers
+import aiostage.carrier.threads
 
 
 class SteppedLoop(asyncio.AbstractEventLoop):
@@ -91,7 +91,7 @@ class SteppedLoop(asyncio.AbstractEventLoop):
         self.errors.append(context)
 
 
-class HeldWorkers(aiostage.workers.Workers):
+class HeldWorkers(aiostage.carrier.threads.Workers):
     """Jobs run when `step` is called."""
 
     made: ClassVar[dict[str, HeldWorkers]] = {}

@@ -16,14 +16,14 @@ import wgpu
 from misuse_cases import LOOPS
 
 import aiostage
-from aiostage import cli, doctor
-from aiostage.demo.options import UsageError
+from aiostage.tools import cli, doctor
+from aiostage.tools.demo.options import UsageError
 from benchmarks import machine
 
 ROOT = Path(__file__).parent.parent
 
 
-CLI = ["-m", "aiostage.cli"]
+CLI = ["-m", "aiostage.tools.cli"]
 
 
 def python(

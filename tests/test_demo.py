@@ -17,14 +17,14 @@ from misuse_cases import LOOPS
 from PIL import Image
 
 from aiostage import MiB, StagingRing
-from aiostage.demo.app import Demo, create_texture
-from aiostage.demo.mosaic import WIDTH, arrange
-from aiostage.demo.observe import Sample
-from aiostage.demo.options import Options, parse_size
-from aiostage.demo.photos import decode, survey
-from aiostage.demo.tiles import TILE, count_tiles, cut, interleave, plan, reassemble
-from aiostage.demo.timeline import Recording
-from aiostage.demo.verify import differing
+from aiostage.tools.demo.app import Demo, create_texture
+from aiostage.tools.demo.mosaic import WIDTH, arrange
+from aiostage.tools.demo.observe import Sample
+from aiostage.tools.demo.options import Options, parse_size
+from aiostage.tools.demo.photos import decode, survey
+from aiostage.tools.demo.tiles import TILE, count_tiles, cut, interleave, plan, reassemble
+from aiostage.tools.demo.timeline import Recording
+from aiostage.tools.demo.verify import differing
 
 ROOT = Path(__file__).parent.parent
 ENVIRONMENT = os.environ | {"PYTHONASYNCIODEBUG": ""}  # which writes to stderr

@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from readback import CREATABLE, aspect_honoured, fill_texture, read_buffer, read_texture
 
 import aiostage
-from aiostage.formats import is_depth_stencil, numpy_layout, required_feature, texel_block
+from aiostage.data.formats import is_depth_stencil, numpy_layout, required_feature, texel_block
 
 EXAMPLES = int(os.environ.get("AIOSTAGE_DIFFERENTIAL_EXAMPLES", "500"))
 PARTS = -(-EXAMPLES // 2000)  # a part ends well before what makes pytest take a test for hanging

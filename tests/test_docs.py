@@ -19,8 +19,8 @@ import wgpu
 from misuse_cases import LOOPS
 
 import aiostage
-from aiostage import cli
-from aiostage.demo import photos
+from aiostage.tools import cli
+from aiostage.tools.demo import photos
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted(path for path in (ROOT / "docs").glob("*.md") if path.name != "index.md")

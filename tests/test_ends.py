@@ -23,8 +23,8 @@ from simulated import SimulatedGpu, turns, until
 
 import aiostage
 from aiostage import StagingRing
+from aiostage.engine.views import Views
 from aiostage.memory import StagingRingManager
-from aiostage.views import Views
 
 OpenRing = Callable[..., Any]
 

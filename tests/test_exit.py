@@ -37,10 +37,10 @@ from simulated import until  # noqa: E402
 
 import aiostage  # noqa: E402
 from aiostage import KiB, MiB, memory  # noqa: E402
+from aiostage.carrier.threads import Workers  # noqa: E402
 from aiostage.events import event  # noqa: E402
+from aiostage.gpu.device import connect  # noqa: E402
 from aiostage.loop import LoopPort  # noqa: E402
-from aiostage.native import connect  # noqa: E402
-from aiostage.workers import Workers  # noqa: E402
 
 kept: dict[str, Any] = {}  # until the interpreter takes it down
 SCENES: dict[str, Callable[[], object]] = {}

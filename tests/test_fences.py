@@ -15,7 +15,7 @@ from simulated import SimulatedGpu, turns, until
 
 import aiostage
 from aiostage import Fence, FenceTracker
-from aiostage.native import connect
+from aiostage.gpu.device import connect
 
 
 @pytest.fixture

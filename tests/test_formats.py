@@ -1,4 +1,4 @@
-"""aiostage.formats against the specification's tables, and against what wgpu accepts.
+"""aiostage.data.formats against the specification's tables, and against what wgpu accepts.
 
 Formats that no adapter of this machine offers are compared with the tables only. Mesa's software renderers
 have all of them together: lavapipe (Vulkan) BC and 16-bit unorm and snorm, llvmpipe (OpenGL) ETC2, EAC, ASTC.
@@ -15,8 +15,8 @@ import wgpu
 from readback import CREATABLE
 from wgpu.backends.wgpu_native import _api
 
-from aiostage import formats
-from aiostage.formats import TexelBlock
+from aiostage.data import formats
+from aiostage.data.formats import TexelBlock
 
 FORMATS = sorted(wgpu.TextureFormat)
 ASPECTS = sorted(wgpu.TextureAspect)

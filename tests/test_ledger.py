@@ -20,10 +20,12 @@ from wgpu.backends.wgpu_native import _api
 
 import aiostage
 from aiostage import FenceTracker, KiB, MiB, StagingRing
-from aiostage import native as native_module
 from aiostage.budget import default_budget
-from aiostage.copies import TextureCopy, resolve_region
-from aiostage.native import connect, map_first
+from aiostage.data.copies import TextureCopy, resolve_region
+from aiostage.gpu import device as native_module
+from aiostage.gpu.device import connect
+from aiostage.gpu.ledger import ledger
+from aiostage.gpu.protocol import map_first
 from aiostage.pools import BufferPool
 
 METHODS = [
@@ -234,7 +236,7 @@ async def test_threads_that_record_at_the_same_time_do_not_mix_up_their_copies(
     textures = [own_device.create_texture(size=(2, 2, 1), format="rgba8unorm", usage=usage) for _ in range(2)]
     encoders = [own_device.create_command_encoder() for _ in range(2)]
     for texture in textures:
-        native_module._ledger.note(texture, destroyed=False)  # or it would be found out by a call of its own
+        ledger.note(texture, destroyed=False)  # or it would be found out by a call of its own
     describe, first = native._describe_target, [True]
 
     def meanwhile(copy: Any) -> Any:
@@ -411,7 +413,7 @@ async def test_what_another_thread_is_about_to_destroy_counts_as_destroyed(
 
     async with StagingRing(own_device, 1, 1024) as ring:
         arguments = linger, None, None, {"buffer": buffer, "device": own_device}[kind]._internal
-        thread = threading.Thread(target=native_module._ledger._destroy, args=arguments)
+        thread = threading.Thread(target=ledger._destroy, args=arguments)
         thread.start()
         assert begun.wait(30)
         with pytest.raises(error):
@@ -583,10 +585,10 @@ async def test_a_map_of_what_a_submit_copies_to_waits_for_that_and_no_other_does
 def test_a_poll_does_not_wait_for_a_submit_either(own_device: wgpu.GPUDevice, blocked: BlockedSubmit) -> None:
     native, polls = connect(own_device), []
     native._releasing.wgpuDevicePoll = lambda *args: polls.append(args)
-    with native_module._ledger.visit(()):
+    with ledger.visit(()):
         native.poll()
     assert not polls
-    with native_module._ledger.visit():  # a look at memory, which takes no time
+    with ledger.visit():  # a look at memory, which takes no time
         native.poll()
     assert polls
 
@@ -594,9 +596,9 @@ def test_a_poll_does_not_wait_for_a_submit_either(own_device: wgpu.GPUDevice, bl
 def test_a_destructor_may_destroy_anywhere(own_device: wgpu.GPUDevice) -> None:
     connect(own_device)
     buffer = own_device.create_buffer(size=64, usage=USAGE)
-    with native_module._ledger.lock:  # where a garbage collection may begin
+    with ledger.lock:  # where a garbage collection may begin
         buffer.destroy()
-    with native_module._ledger.visit():
+    with ledger.visit():
         buffer.destroy()
     assert is_destroyed(buffer)
 

@@ -43,6 +43,7 @@ from stepping import HeldPoller, HeldWorkers, SteppedGpu, SteppedLoop
 
 import aiostage
 from aiostage import BufferState, StagingRing
+from aiostage.carrier import timeline
 
 RUNS_PER_SEED = 250
 STEPS = 60
@@ -1301,10 +1302,10 @@ class Machine(RuleBasedStateMachine):
 @pytest.fixture
 def stepped(monkeypatch: pytest.MonkeyPatch) -> None:
     """Rings use the model's clock and threads."""
-    for module in (aiostage.ring, aiostage.lanes, aiostage.fences):
+    for module in (aiostage.ring, aiostage.engine.lanes, timeline):
         monkeypatch.setattr(module, "time", CLOCK)
     monkeypatch.setattr("aiostage.ring.Workers", HeldWorkers)
-    monkeypatch.setattr("aiostage.fences._Poller", HeldPoller)
+    monkeypatch.setattr("aiostage.carrier.timeline.Poller", HeldPoller)
     for name in ("copy_bytes", "copy_blocks"):
         fill = getattr(aiostage.uploads, name)
         monkeypatch.setattr(aiostage.uploads, name, partial(_watched, fill))

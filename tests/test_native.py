@@ -18,10 +18,12 @@ from wgpu.backends.wgpu_native import lib_path
 
 import aiostage
 from aiostage import BufferState, FenceTracker, KiB, MiB, StagingRing
-from aiostage import native as native_module
-from aiostage.cfunctions import Functions
-from aiostage.copies import BufferCopy
-from aiostage.native import check_version, connect, map_first
+from aiostage.data.copies import BufferCopy
+from aiostage.gpu import device as native_module
+from aiostage.gpu.device import check_version, connect
+from aiostage.gpu.functions import Functions
+from aiostage.gpu.ledger import ledger
+from aiostage.gpu.protocol import map_first
 
 OpenRing = Callable[..., Awaitable[StagingRing]]
 Target = Callable[[int], wgpu.GPUBuffer]
@@ -377,7 +379,7 @@ def test_no_call_that_keeps_the_lock_waits_for_a_thread_that_wgpu_calls_back(
         through.set()
 
     native.attach()
-    native_module._ledger.note(target, destroyed=False)  # or it would be found out by a call that fails
+    ledger.note(target, destroyed=False)  # or it would be found out by a call that fails
     threads = [threading.Thread(target=get_called_back), threading.Thread(target=call_everything)]
     threads[0].start()
     assert inside.wait(30)
@@ -518,7 +520,7 @@ async def test_a_ring_that_cannot_be_opened_says_why_and_keeps_nothing(
     assert ring.stats_nowait().budget_used == 0
     if error is aiostage.OutOfMemory:
         assert len(made) == 1
-        assert native_module._ledger.is_destroyed(made[0]) or made[0]._internal is None
+        assert ledger.is_destroyed(made[0]) or made[0]._internal is None
         assert own_device._poller._poll_func == poll_function
     with pytest.raises(aiostage.RingClosed):
         await ring.allocate(4)

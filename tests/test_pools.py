@@ -29,8 +29,8 @@ from simulated import SimulatedGpu, turns, until
 
 import aiostage
 from aiostage import KiB, MiB
-from aiostage.freespace import FreeSpace, class_of, fitting_class
 from aiostage.pools import BUCKETS, BufferPool, BufferRange, Pin
+from aiostage.pools.freespace import FreeSpace, class_of, fitting_class
 
 VERTEX, UNIFORM = wgpu.BufferUsage.VERTEX, wgpu.BufferUsage.UNIFORM
 

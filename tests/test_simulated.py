@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from simulated import SimulatedBuffer, SimulatedGpu
 
-from aiostage.copies import BufferCopy, TextureCopy, resolve_region
-from aiostage.native import Native, connect, map_first
+from aiostage.data.copies import BufferCopy, TextureCopy, resolve_region
+from aiostage.gpu.device import connect
+from aiostage.gpu.protocol import Native, map_first
 
 
 def copy_of(staging: SimulatedBuffer, target: SimulatedBuffer) -> BufferCopy:

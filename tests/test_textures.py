@@ -28,7 +28,7 @@ from simulated import SimulatedGpu, SimulatedTexture, turns, until
 
 import aiostage
 from aiostage import InvalidTexture, UnsupportedTexture, textures
-from aiostage.formats import required_feature, texel_block
+from aiostage.data.formats import required_feature, texel_block
 from aiostage.textures.names import FORMATS
 from aiostage.textures.source import Source
 from aiostage.textures.unpack import read_level

@@ -16,7 +16,7 @@ from readback import fill_texture, read_buffer, read_texture
 
 import aiostage
 from aiostage import InvalidCopy
-from aiostage.formats import required_feature
+from aiostage.data.formats import required_feature
 
 Target = Callable[[int], wgpu.GPUBuffer]
 OpenRing = Callable[..., Any]

@@ -18,9 +18,9 @@ from wgpu.backends.wgpu_native import _api
 
 import aiostage
 from aiostage import KiB, StagingRing
-from aiostage.copies import mip_extent
-from aiostage.formats import texel_block
-from aiostage.native import connect
+from aiostage.data.copies import mip_extent
+from aiostage.data.formats import texel_block
+from aiostage.gpu.device import connect
 
 OpenRing = Callable[..., Awaitable[StagingRing]]
 Usage = wgpu.TextureUsage

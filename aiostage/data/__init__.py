@@ -1,1 +1,1 @@
-"""Pure functions on numpy and numbers: what the data that users give becomes."""
+"""Pure functions on numpy arrays and numbers: nothing here knows of a GPU, a loop or a thread."""

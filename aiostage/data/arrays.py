@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import InvalidCopy
-from ..formats import TexelBlock, numpy_layout
+from .formats import TexelBlock, numpy_layout
 
 Array = npt.NDArray[Any]
 Bytes = npt.NDArray[np.uint8]

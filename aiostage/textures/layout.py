@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from ..data.formats import TexelBlock, texel_block
 from ..errors import InvalidTexture, UnsupportedTexture
-from ..formats import TexelBlock, texel_block
 
 
 class Extent(NamedTuple):

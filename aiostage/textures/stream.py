@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import numpy as np
 
+from ..carrier.threads import wait_out
+from ..data.formats import required_feature, texel_block
 from ..errors import InvalidTexture, UnsupportedTexture, afresh
 from ..fences import Fence
-from ..formats import required_feature, texel_block
 from ..threads import run_sync
-from ..workers import wait_out
 from . import basis, dds, ktx2
 from .layout import TextureInfo
 from .names import FORMATS

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .errors import ViewStillAlive
-from .native import export
+from ..errors import ViewStillAlive
+from ..gpu.memory import export
 
 
 class StagedArray(np.ndarray[Any, np.dtype[Any]]):

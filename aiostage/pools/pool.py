@@ -24,14 +24,15 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
-from .budget import MemoryBudget, MiB, default_budget
-from .copies import BufferCopy, BufferSlice
-from .errors import AllocationTooLarge, PoolClosed, RangeReleased, RangesStillAlive
-from .exits import holding
-from .fences import Fence, FenceTracker
+from ..budget import MemoryBudget, MiB, default_budget
+from ..data.copies import BufferCopy, BufferSlice
+from ..errors import AllocationTooLarge, PoolClosed, RangeReleased, RangesStillAlive
+from ..exits import holding
+from ..fences import Fence, FenceTracker
+from ..gpu.device import connect
+from ..gpu.protocol import Native
+from ..threads import run_sync
 from .freespace import FreeSpace, class_of, fitting_class
-from .native import Native, connect
-from .threads import run_sync
 
 SMALLEST, LARGEST = 64, 8 * MiB
 """Sizes of the first and the last bucket, in bytes."""

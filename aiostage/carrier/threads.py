@@ -13,10 +13,10 @@ from weakref import ref
 import anyio
 from anyio.lowlevel import current_token
 
-from . import exits
-from .errors import CannotStartThread
-from .exits import holding
-from .loop import LoopPort
+from .. import exits
+from ..errors import CannotStartThread
+from ..exits import holding
+from ..loop import LoopPort
 
 Done = Callable[[BaseException | None], object]
 

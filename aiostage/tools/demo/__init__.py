@@ -23,6 +23,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the demo with the given arguments (default: the command line's); returns the exit status."""
     import sys
 
-    from aiostage import cli
+    from aiostage.tools import cli
 
     return cli.main(["demo", *(sys.argv[1:] if argv is None else argv)])

@@ -10,7 +10,7 @@ import operator
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from .errors import InvalidCopy
+from ..errors import InvalidCopy
 from .formats import TexelBlock, is_depth_stencil, texel_block
 
 # Values of GPUBufferUsage.COPY_DST and GPUTextureUsage.COPY_DST (WebGPU specification).

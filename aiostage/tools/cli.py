@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import NoReturn
 
 import aiostage
-from aiostage.demo import options as demo_options
-from aiostage.demo.options import UsageError
+from aiostage.tools.demo import options as demo_options
+from aiostage.tools.demo.options import UsageError
 
 # What the extra `demo` installs: the module to look for, and the name to say.
 DEMO_MODULES = {"rich": "rich", "rendercanvas": "rendercanvas", "PIL": "pillow"}
@@ -111,13 +111,13 @@ def build_parser() -> argparse.ArgumentParser:
 
 def run_demo(arguments: argparse.Namespace) -> int:
     require("demo", DEMO_MODULES if arguments.images else DEMO_MODULES | SAMPLE_MODULES)
-    from aiostage.demo import app
+    from aiostage.tools.demo import app
 
     return app.run(demo_options.from_arguments(arguments))
 
 
 def run_bench(arguments: argparse.Namespace) -> int:
-    checkout = Path(__file__).resolve().parent.parent
+    checkout = Path(__file__).resolve().parents[2]
     if not (checkout / "benchmarks").is_dir():
         raise UsageError("the benchmarks are not installed: use ./dev bench in a source checkout of aiostage")
     path = os.pathsep.join(filter(None, [str(checkout), os.environ.get("PYTHONPATH")]))
@@ -137,7 +137,7 @@ def run_info(arguments: argparse.Namespace) -> int:
 def run_doctor(arguments: argparse.Namespace) -> int:
     import anyio
 
-    from aiostage import doctor
+    from aiostage.tools import doctor
 
     return 0 if anyio.run(doctor.run, arguments.ring_count, arguments.buffer_size) else 1
 
@@ -146,7 +146,7 @@ async def print_adapters() -> None:
     """Every adapter that wgpu finds, the one the demo would choose, the kind of staging memory on it."""
     import wgpu
 
-    from aiostage.demo.gpu import describe, find_adapter, memory_kind
+    from aiostage.tools.demo.gpu import describe, find_adapter, memory_kind
 
     chosen = find_adapter()
     for adapter in wgpu.gpu.enumerate_adapters_sync():

@@ -11,10 +11,10 @@ import anyio
 import numpy as np
 import numpy.typing as npt
 
-from .copies import BufferCopy, Copy
-from .errors import InvalidCopy, StagingError, afresh
-from .fences import Fence
-from .stats import BufferState
+from ..data.copies import BufferCopy, Copy
+from ..errors import InvalidCopy, StagingError, afresh
+from ..fences import Fence
+from ..stats import BufferState
 from .views import Views
 
 _PATIENCE = 0.005

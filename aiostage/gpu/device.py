@@ -1,7 +1,4 @@
-"""The one door to wgpu-native.
-
-`Native` is what the ring and the fences need of a GPU, small enough to be simulated; `WgpuNative` does it with the C
-functions that wgpu-py has loaded. Nothing else in this library touches wgpu-py's private parts.
+"""`Native` on wgpu-native, by the C functions that wgpu-py has loaded.
 
 Three traps are dealt with here, so that nobody else has to know them:
 
@@ -9,7 +6,7 @@ Three traps are dealt with here, so that nobody else has to know them:
   each promise. While a device is attached, that thread polls without blocking.
 - A submit that fails validation aborts the interpreter (wgpu-native issue 588). What can be at fault is checked right
   before the submit: destroyed and mapped destinations, a lost device, the encoder itself, command buffers that were
-  submitted before. wgpu-py does not say what was destroyed or submitted; see `_Ledger`.
+  submitted before. wgpu-py does not say what was destroyed or submitted; see `Ledger`.
 - wgpu-py's `copy_buffer_to_texture` drops the aspect; the C function takes it.
 """
 
@@ -21,101 +18,24 @@ import logging
 import os
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
-from typing import Any, Protocol, runtime_checkable
-from weakref import WeakSet
+from typing import Any
 
 import wgpu
 
-from .cfunctions import CallbackInfo, Functions
-from .copies import BufferCopy, Copy
-from .errors import DeviceLost, InvalidCopy, InvalidSubmit, OutOfMemory, StagingError, UnsupportedVersion, WrongLoop
-from .exits import holding
+from ..data.copies import BufferCopy, Copy
+from ..errors import DeviceLost, InvalidCopy, InvalidSubmit, OutOfMemory, StagingError, UnsupportedVersion, WrongLoop
+from ..exits import holding
+from .functions import CallbackInfo, Functions
+from .ledger import ledger
+from .protocol import Done, Native
 from .volumes import Level, Volumes
 
 SUPPORTED_WGPU = ("0.31", "0.32")
 
 _PIECE = 1024 * 1024
 """Bytes of a new staging buffer that are filled with zeros at a time."""
-
-Done = Callable[[bool], object]
-"""Called once with whether it went well, from whichever thread polls."""
-
-
-@runtime_checkable
-class Native(Protocol):
-    """A GPU device and its queue, as much of it as staging needs. All methods may be called from any thread."""
-
-    submit_blocks: bool
-    """Whether `submit` and `map` may wait for earlier GPU work (software adapters do)."""
-    max_buffer_size: int
-
-    def attach(self) -> None:
-        """Keep blocking polls off this device until as many calls of `detach`."""
-
-    def detach(self) -> None: ...
-
-    def create_staging_buffer(self, size: int, host_cached: bool) -> Any:
-        """A new staging buffer of `size` bytes, to be mapped. :raises OutOfMemory:"""
-
-    def is_host_cached(self, wanted: bool | None) -> bool:
-        """Whether staging memory can be read fast. :raises ValueError: if it is `wanted` and cannot be had."""
-
-    def map(self, buffer: Any, done: Done) -> None:
-        """Map a staging buffer again as soon as the GPU has finished with it."""
-
-    def address(self, buffer: Any) -> int:
-        """Where the memory of a mapped staging buffer lies. :raises DeviceLost:"""
-
-    def unmap(self, buffer: Any) -> None: ...
-
-    def destroy(self, buffer: Any) -> None: ...
-
-    def submit(self, copies: Sequence[Copy], command_buffers: Sequence[Any]) -> list[tuple[Copy, InvalidCopy]]:
-        """Copies, then command buffers, in one queue submit; returns the copies that were left out, and why.
-
-        :raises DeviceLost: nothing was submitted.
-        """
-
-    def claim_command_buffers(self, command_buffers: Sequence[Any]) -> None:
-        """Have nobody else submit them. :raises InvalidSubmit: one is unfit for this queue; none is claimed."""
-
-    def on_work_done(self, done: Done) -> None:
-        """Call `done` when the GPU has finished all that was submitted until now."""
-
-    def poll(self) -> None:
-        """Deliver what is done, without waiting."""
-
-    def outstanding(self) -> int:
-        """How many maps and fences a poll could still deliver."""
-
-    def is_lost(self, ask: bool = True) -> bool:
-        """Whether the device is gone; without `ask`, as far as is known at no cost: whether somebody destroyed it."""
-
-    def create_encoder(self) -> Any: ...
-
-    def finish_encoder(self, encoder: Any) -> Any: ...
-
-    def record(self, encoder: Any, copies: Sequence[Copy]) -> None:
-        """Record copies whose source is a relay into a caller's encoder. :raises InvalidCopy:"""
-
-    def create_relay(self, size: int, data: Any = None) -> Any:
-        """A buffer that copies go through on their way into a caller's encoder: in device memory, to be copied to; or
-        with `data` in it, followed by zeros. The queue has no part in that, which might be held up by a submit."""
-
-    def create_block(self, size: int, usage: int) -> Any:
-        """A buffer that many share, as the blocks of a pool: its users cannot destroy it. :raises DeviceLost:"""
-
-    def offset_alignment(self, usage: int) -> int:
-        """What the offset of a binding of such a buffer must be a multiple of."""
-
-    def is_resource(self, resource: Any, kind: str) -> bool:
-        """Whether `resource` is a "buffer" or "texture" of this kind of device."""
-
-    def owns(self, resource: Any) -> bool: ...
 
 
 def connect(device: Any) -> Native:
@@ -168,30 +88,6 @@ def check_version(version: str | None = None) -> None:
         )
 
 
-def map_first(native: Native, buffers: Sequence[Any]) -> None:
-    """Map new staging buffers, and wait for it; not on a loop. :raises DeviceLost:"""
-    mapped: list[bool] = []
-    for buffer in buffers:
-        native.map(buffer, mapped.append)
-    while len(mapped) < len(buffers):
-        native.poll()
-        if len(mapped) < len(buffers) and native.is_lost():
-            break
-        time.sleep(0)  # another thread's poll may be what delivers them
-    if len(mapped) < len(buffers) or not all(mapped):
-        raise DeviceLost("the device was lost while its ring was opened")
-
-
-def export(address: int, size: int, owner: Callable[[Any], None]) -> Any:
-    """A fresh object that exports `size` bytes of memory, writable, and that can be weakly referenced.
-
-    Every view of it, however made, keeps it and `owner` alive: that tells whether one still exists, and keeps the
-    memory from being freed under it. `owner` is called with nothing of interest when the last one is gone.
-    """
-    ffi = _ffi()
-    return ffi.buffer(ffi.gc(ffi.cast("char *", address), owner), size)
-
-
 _logger = logging.getLogger("wgpu")  # its level is how much wgpu-native logs
 
 
@@ -200,19 +96,13 @@ def _has_layers() -> bool:
     return any(os.environ.get(name) for name in ("VK_INSTANCE_LAYERS", "VK_LOADER_LAYERS_ENABLE"))
 
 
-def _ffi() -> Any:
-    from wgpu.backends.wgpu_native import _api
-
-    return _api.ffi
-
-
 class WgpuNative:
     """`Native` on wgpu-py's C functions, with one static callback of each kind and a key as its userdata."""
 
     def __init__(self, device: wgpu.GPUDevice) -> None:
         from wgpu.backends.wgpu_native import _api, lib_path
 
-        _ledger.follow(_api)
+        ledger.follow(_api)
         self.device = device
         self.process = os.getpid()
         self.submit_blocks = device.adapter.info["adapter_type"] == "CPU"
@@ -294,7 +184,7 @@ class WgpuNative:
         self._poll_guard.detach()
 
     def poll(self) -> None:
-        if self.submit_blocks and _ledger.submits():
+        if self.submit_blocks and ledger.submits():
             return  # it would wait for the submit, which delivers as well
         self._functions.wgpuDevicePoll(self._device, False, None)
 
@@ -308,7 +198,7 @@ class WgpuNative:
             self._functions.wgpuQueueOnSubmittedWorkDone(self._queue, info)
 
     def is_lost(self, ask: bool = True) -> bool:
-        if _ledger.is_destroyed(self.device):
+        if ledger.is_destroyed(self.device):
             return True
         if not ask:
             return False
@@ -396,8 +286,8 @@ class WgpuNative:
             else functions.wgpuBufferGetMappedRange
         )
         # A destroyed buffer or device has unmapped it, and asking then aborts.
-        with _ledger.visit():
-            if _ledger.is_destroyed(buffer) or self.is_lost(ask=False):
+        with ledger.visit():
+            if ledger.is_destroyed(buffer) or self.is_lost(ask=False):
                 raise DeviceLost("the device was lost with staging buffers in flight")
             return int(get(self._pointer(buffer), 0, buffer.size))
 
@@ -418,13 +308,13 @@ class WgpuNative:
                 raise InvalidSubmit("the command buffer belongs to another device than the ring")
             if command_buffer._internal is None:
                 raise InvalidSubmit("the command buffer was released")
-        _ledger.claim([command_buffer._internal for command_buffer in command_buffers])
+        ledger.claim([command_buffer._internal for command_buffer in command_buffers])
 
     def submit(self, copies: Sequence[Copy], command_buffers: Sequence[Any]) -> list[tuple[Copy, InvalidCopy]]:
         functions = self._functions
         # One at a time, as inside wgpu, so that what was postponed has its moment between two. No loop waits for that:
         # where a submit blocks, threads make it.
-        with holding(self._submitting), _ledger.visit(copies, command_buffers) as visit:
+        with holding(self._submitting), ledger.visit(copies, command_buffers) as visit:
             if self.is_lost(ask=False):  # or about to be destroyed
                 raise DeviceLost("the device was lost before the submit")
             good, refused = self._sift(copies)
@@ -467,10 +357,10 @@ class WgpuNative:
             return "the destination was released"
         if isinstance(copy, BufferCopy) and destination.map_state != "unmapped":
             return "the destination buffer is mapped"
-        if not _ledger.is_known(destination):
+        if not ledger.is_known(destination):
             error = self._probe_destroyed(copy)
-            _ledger.note(destination, destroyed=error is not None and "destroyed" in error)
-        return "the destination was destroyed" if _ledger.is_destroyed(destination) else None
+            ledger.note(destination, destroyed=error is not None and "destroyed" in error)
+        return "the destination was destroyed" if ledger.is_destroyed(destination) else None
 
     def _probe_destroyed(self, copy: Copy) -> str | None:
         """The error of a call that only fails, and only if the destination was destroyed before notes were taken."""
@@ -584,7 +474,7 @@ class WgpuNative:
 
     def create_relay(self, size: int, data: Any = None) -> Any:
         usage = wgpu.BufferUsage.COPY_SRC | (wgpu.BufferUsage.COPY_DST if data is None else wgpu.BufferUsage.MAP_WRITE)
-        with _clear_errors(), _ledger.visit():
+        with _clear_errors(), ledger.visit():
             if self.is_lost(ask=False):  # its memory would be looked at
                 raise DeviceLost("the device is lost")
             relay = self.device.create_buffer(
@@ -622,171 +512,6 @@ def _refuse(*args: Any, **kwargs: Any) -> None:
 
 def _refuse_block(*args: Any, **kwargs: Any) -> None:
     raise StagingError("a block is shared by the ranges of a pool; release the range instead")
-
-
-class _Ledger:
-    """What was destroyed and submitted in all of wgpu-py, and what destroying must wait for.
-
-    wgpu-py calls C by the attributes of one object, `_api.libf`. Some of its functions are followed here, from the
-    first connection to a device on and for good: under whatever others put around wgpu-py's methods, or take off again.
-
-    Nobody waits for a submit here, which on a software adapter takes as long as the GPU's work. It is a *visit*, as is
-    a look at mapped memory: a time in which what it has checked must stay as it is. What somebody destroys during a
-    visit is noted at once, which later checks see, and destroyed when no visit is left. So there is one lock, held for
-    a few lines of Python and no call of wgpu that could wait. It closes these races:
-
-    - A check, then a destroy in another thread, then the submit (or the look): both abort on what is destroyed. A visit
-      begins before its check. A destroy that is noted before that is seen by the check; any other sees the visit.
-    - The same with a map of a destination. It cannot be put off, since its errors are its caller's; so it waits, and
-      only for visits that copy to this very buffer. wgpu-py says "pending" before, which later checks see.
-    - Two threads submit the same command buffer: one of them claims it first.
-
-    And no destroy stands behind a submit inside wgpu, where it would hold up whoever else needs the device's memory.
-    """
-
-    def __init__(self) -> None:
-        self.lock = threading.RLock()  # reentrant and by `holding`: a garbage collection may destroy things anywhere
-        self._is_following = False
-        self._destroyed: WeakSet[Any] = WeakSet()  # pointers, as wgpu-py's objects have them in _internal
-        self._submitted: set[Any] = set()  # pointers of command buffers that live
-        self._visits: set[_Visit] = set()
-        self._postponed: deque[Callable[[], None]] = deque()
-
-    def follow(self, api: Any) -> None:
-        """Follow what wgpu-py does from now on; `api` is its module."""
-        with holding(self.lock):
-            if self._is_following:
-                return
-            self._is_following = True
-            functions, lib = api.libf, api.lib
-            for kind in ("Buffer", "Texture", "Device"):
-                name = f"wgpu{kind}Destroy"
-                keep, let_go = getattr(lib, f"wgpu{kind}AddRef"), getattr(lib, f"wgpu{kind}Release")
-                setattr(functions, name, partial(self._destroy, getattr(functions, name), keep, let_go))
-            functions.wgpuBufferMapAsync = partial(self._map, functions.wgpuBufferMapAsync)
-            functions.wgpuQueueSubmit = partial(self._submit, functions.wgpuQueueSubmit, api.ffi.unpack)
-            released = api.GPUCommandBuffer  # keeps its function for itself
-            released._release_function = partial(self._release, released._release_function)
-
-    # -- what others do --
-
-    def _destroy(self, destroy: Any, keep: Any, let_go: Any, pointer: Any) -> None:
-        with holding(self.lock):
-            self._destroyed.add(pointer)
-            if self._visits:
-                keep(pointer)  # its object may be gone by then
-                self._postponed.append(partial(_destroy_later, destroy, let_go, pointer))
-                return
-        destroy(pointer)
-
-    def _map(self, map_async: Any, pointer: Any, *arguments: Any) -> Any:
-        with holding(self.lock):
-            using = [visit for visit in self._visits if visit.copies_to(pointer)]
-        for visit in using:
-            with holding(visit.going_on):
-                pass
-        return map_async(pointer, *arguments)
-
-    def _submit(self, submit: Any, unpack: Any, queue: Any, count: int, command_buffers: Any) -> None:
-        self.claim(unpack(command_buffers, count) if count else ())
-        with self.visit(()):
-            submit(queue, count, command_buffers)
-
-    def _release(self, release: Any, pointer: Any) -> None:
-        self._submitted.discard(pointer)  # another one may be at that address soon
-        release(pointer)
-
-    # -- what we ask, and do --
-
-    def visit(self, copies: Sequence[Copy] | None = None, claimed: Iterable[Any] = ()) -> _Visit:
-        """Have nothing destroyed meanwhile. With `copies`, of a submit, their destinations are not mapped either.
-
-        :param claimed: command buffers that are nobody's again at its end, unless they are taken off it by then.
-        """
-        return _Visit(self, copies, claimed)
-
-    def begin(self, visit: _Visit) -> None:
-        with holding(self.lock):
-            self._visits.add(visit)
-
-    def end(self, visit: _Visit) -> None:
-        """And do what was postponed, until another visit begins."""
-        if visit.claimed:
-            self._submitted.difference_update([command_buffer._internal for command_buffer in visit.claimed])
-        while True:
-            with holding(self.lock):
-                self._visits.discard(visit)
-                if self._visits or not self._postponed:
-                    return
-                act = self._postponed.popleft()
-            act()
-
-    def submits(self) -> bool:
-        """Whether somebody submits now."""
-        with holding(self.lock):
-            return any(visit.copies is not None for visit in self._visits)
-
-    def is_destroyed(self, resource: Any) -> bool:
-        return resource._internal in self._destroyed
-
-    def is_known(self, resource: Any) -> bool:
-        """Whether it was noted whether `resource` had been destroyed before anybody was followed."""
-        return hasattr(resource, "_aiostage_is_known")
-
-    def note(self, resource: Any, destroyed: bool) -> None:
-        with holding(self.lock):
-            resource._aiostage_is_known = True
-            if destroyed:
-                self._destroyed.add(resource._internal)
-
-    def claim(self, command_buffers: Sequence[Any]) -> None:
-        """Have nobody else submit these pointers. :raises InvalidSubmit: of one that was submitted; none is claimed."""
-        with holding(self.lock):
-            if len(set(command_buffers)) < len(command_buffers) or not self._submitted.isdisjoint(command_buffers):
-                raise InvalidSubmit("the command buffer was submitted before; a command buffer runs once")
-            self._submitted.update(command_buffers)
-
-
-class _Visit:
-    """See `_Ledger.visit`."""
-
-    __slots__ = ("_ledger", "claimed", "copies", "going_on")
-
-    def __init__(self, ledger: _Ledger, copies: Sequence[Copy] | None, claimed: Iterable[Any]) -> None:
-        self._ledger = ledger
-        self.copies = copies  # None: it is no submit
-        self.claimed = claimed
-        self.going_on = threading.RLock()
-
-    def copies_to(self, pointer: Any) -> bool:
-        return any(copy.destination._internal == pointer for copy in self.copies or ())
-
-    def __enter__(self) -> _Visit:
-        self.going_on.acquire()
-        try:
-            self._ledger.begin(self)
-        except BaseException:  # Ctrl-C
-            self.__exit__()
-            raise
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        try:
-            self._ledger.end(self)
-        finally:
-            self.going_on.release()
-
-
-def _destroy_later(destroy: Any, let_go: Any, pointer: Any) -> None:
-    try:
-        destroy(pointer)
-    except wgpu.GPUError as error:  # whoever asked for it is far away
-        _logger.error("destroying what a submit was using failed after it: %s", error)
-    finally:
-        let_go(pointer)
-
-
-_ledger = _Ledger()
 
 
 class _CopyStructs(threading.local):

@@ -14,8 +14,8 @@ from typing import Any
 
 import wgpu
 
-from .cfunctions import Functions
-from .copies import Copy, TextureCopy
+from ..data.copies import Copy, TextureCopy
+from .functions import Functions
 
 Level = tuple[int, int]  # id of the texture, mip level
 

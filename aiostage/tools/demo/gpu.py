@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import wgpu
 
-from ..errors import StagingError
-from ..ring import StagingRing
+from ...errors import StagingError
+from ...ring import StagingRing
 from .options import UsageError
 from .tiles import TEXEL, Pixels
 

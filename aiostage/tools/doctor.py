@@ -11,11 +11,11 @@ import anyio
 import numpy as np
 import wgpu
 
-from .advice import size_text
-from .budget import KiB, MiB, default_budget
+from ..advice import size_text
+from ..budget import KiB, MiB, default_budget
+from ..ring import StagingRing
 from .demo.gpu import describe, find_adapter, memory_kind, open_ring
 from .demo.options import UsageError
-from .ring import StagingRing
 
 PLATFORMS = {
     "Vulkan": "tested on Linux, with Mesa's llvmpipe and an NVIDIA H100; not on Windows or Android",

@@ -1,0 +1,1 @@
+"""All that happens off the loop: copying, submitting, polling."""

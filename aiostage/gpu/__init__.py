@@ -1,0 +1,1 @@
+"""The only door to wgpu-py: nothing outside of this folder touches its private parts."""
