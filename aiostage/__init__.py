@@ -4,8 +4,9 @@ Start at `StagingRing`.
 """
 
 from .allocation import Allocation
+from .batch import Batch, Frame
 from .budget import KiB, MemoryBudget, MiB
-from .engine.lanes import StagingBuffer
+from .engine.buffer import StagingBuffer
 from .errors import (
     AllocationClosed,
     AllocationTooLarge,
@@ -32,7 +33,6 @@ from .errors import (
 from .fences import Fence, FenceTracker
 from .ring import StagingRing
 from .stats import BufferState, StagingStats
-from .uploads import Batch, Frame
 
 __version__ = "0.1.0"
 

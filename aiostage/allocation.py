@@ -6,7 +6,7 @@ import math
 import warnings
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -24,12 +24,11 @@ from .data.copies import (
     whole,
 )
 from .data.formats import numpy_layout, padded_row, texel_block
-from .engine.lanes import StagingBuffer
+from .engine.buffer import Place, StagingBuffer
+from .engine.engine import Engine
+from .engine.relays import record
 from .engine.views import StagedArray, Views
 from .errors import AllocationClosed, InvalidCopy, ViewStillAlive
-
-if TYPE_CHECKING:
-    from .ring import StagingRing
 
 
 class TexelLayout(NamedTuple):
@@ -52,29 +51,31 @@ class Allocation:
 
     __slots__ = (
         "__weakref__",
-        "_buffer",
         "_closed",
         "_copies",
+        "_engine",
+        "_place",
         "_recorded",
-        "_ring",
+        "_strict_views",
         "_texels",
         "_views",
         "offset",
         "size",
     )
 
-    def __init__(self, ring: StagingRing, buffer: StagingBuffer, offset: int, size: int) -> None:
-        self._ring = ring
-        self._buffer = buffer
-        self.offset = offset
+    def __init__(self, engine: Engine, place: Place, strict_views: bool, texels: TexelLayout | None = None) -> None:
+        self._engine = engine
+        self._place = place
+        self._strict_views = strict_views
+        self.offset = place.offset
         """Where it starts in the buffer, in bytes."""
-        self.size = size
+        self.size = place.size
         """Its length in bytes."""
         self._closed = False
         self._copies: list[Copy] = []
         self._recorded: list[tuple[Any, Copy]] = []  # (caller's encoder, copy)
         self._views: Views | None = None
-        self._texels: TexelLayout | None = None
+        self._texels = texels
 
     @property
     def buffer(self) -> StagingBuffer:
@@ -83,8 +84,8 @@ class Allocation:
         Whoever commits without a copy may copy out of the handle by a command buffer of his own, which he gives to the
         next `StagingRing.submit`: until then the buffer stays as it is.
         """
-        self._buffer.lent = True
-        return self._buffer
+        self._place.buffer.lent = True
+        return self._place.buffer
 
     # -- writing --
 
@@ -137,10 +138,11 @@ class Allocation:
         nbytes = self.size - data_offset if size is None else whole(size, "size")
         if encoder is not None and isinstance(buffer, BufferSlice) and not buffer.stays:
             raise InvalidCopy("the range may be moved before the encoder is submitted: copy to a pin of it")
-        buffer, buffer_offset, pin = check_buffer_copy(buffer, buffer_offset, nbytes, self._ring._native)
+        buffer, buffer_offset, pin = check_buffer_copy(buffer, buffer_offset, nbytes, self._engine.native)
         check_source(data_offset, nbytes, self.size, 4)
         if nbytes:
-            self._keep(BufferCopy(self._buffer, self.offset + data_offset, buffer, buffer_offset, nbytes, pin), encoder)
+            source, start = self._place.buffer, self.offset + data_offset
+            self._keep(BufferCopy(source, start, buffer, buffer_offset, nbytes, pin), encoder)
 
     def copy_to_texture(
         self,
@@ -162,7 +164,7 @@ class Allocation:
             if texels is None:
                 raise InvalidCopy("size is needed for an allocation that allocate_texture did not make")
             size = texels.size
-        region = resolve_region(destination, size, self._ring._native)
+        region = resolve_region(destination, size, self._engine.native)
         row = texels.bytes_per_row if texels else padded_row(region.row_bytes)
         images = texels.rows_per_image if texels else region.block_rows
         offset, bytes_per_row, rows_per_image = pop_layout(dict(data_layout or {}), row, images)
@@ -180,7 +182,7 @@ class Allocation:
                 f"{max(4, region.block.nbytes)}: allocate with that alignment"
             )
         if not region.is_empty:
-            self._keep(TextureCopy(self._buffer, start, region, bytes_per_row, rows_per_image), encoder)
+            self._keep(TextureCopy(self._place.buffer, start, region, bytes_per_row, rows_per_image), encoder)
 
     # -- ending --
 
@@ -192,21 +194,28 @@ class Allocation:
         """
         self._check_open()
         if self._views is not None:
-            self._views.close(self._ring._strict_views)
+            self._views.close(self._strict_views)
         self._closed = True
-        self._ring._committed(self, self._copies, self._recorded)
+        engine, place, copies, recorded = self._engine, self._place, self._copies, self._recorded
+        exports = self._views.alive() if self._views is not None else ()
+        engine.commit(place, self, copies, exports, len(recorded))
+        try:
+            if recorded:
+                record(engine, place, recorded, stays=bool(copies))
+        finally:
+            engine.let_go(place)
         self._forget_copies()
 
     def abandon(self) -> None:
         """Give the place up; nothing is copied. Does nothing when the allocation is closed already."""
         if self._closed:
             return
-        self._ring._port.check()
+        self._engine.port.check()
         self._closed = True
         self._forget_copies()
         if self._views is not None:
             self._views.give_up()
-        self._ring._drop(self._buffer, self._buffer.trip, self.offset, self.size, self._views)
+        self._engine.abandon(self._place, self._views)
 
     def __enter__(self) -> Allocation:
         self._check_open()
@@ -225,15 +234,16 @@ class Allocation:
             raise
 
     def __del__(self) -> None:
-        if not getattr(self, "_closed", True) and self._ring._error is None:  # its end abandons what is open
+        if not getattr(self, "_closed", True) and self._engine.error is None:  # its end abandons what is open
             warnings.warn(f"{self!r} was neither committed nor abandoned", ResourceWarning, stacklevel=1)
             self._closed = True
-            ring, buffer, offset, size = self._ring, self._buffer, self.offset, self.size
-            ring._port.post(partial(ring._drop, buffer, buffer.trip, offset, size, self._views))
+            self._engine.port.post(partial(self._engine.abandon, self._place, self._views))
 
     def __repr__(self) -> str:
         state = "closed" if self._closed else "open"
-        return f"<Allocation of {self.size} bytes at {self.offset} of staging buffer {self._buffer.index}, {state}>"
+        return (
+            f"<Allocation of {self.size} bytes at {self.offset} of staging buffer {self._place.buffer.index}, {state}>"
+        )
 
     def _keep(self, copy: Copy, encoder: Any) -> None:
         if encoder is None:
@@ -248,13 +258,13 @@ class Allocation:
     def _open_views(self) -> Views:
         self._check_open()
         if self._views is None:
-            self._views = Views(self._buffer.address + self.offset, self.size, self._buffer.keep_alive)
+            self._views = Views(self._place.buffer.address + self.offset, self.size, self._place.buffer.keep_alive)
         return self._views
 
     def _check_open(self) -> None:
         if self._closed:
             raise AllocationClosed("the allocation was committed or abandoned before")
-        self._ring._check()
+        self._engine.check()
 
 
 def texel_layout(size: Any, format: str, aspect: str = "all") -> TexelLayout:

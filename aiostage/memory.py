@@ -24,13 +24,15 @@ from .budget import MiB
 from .errors import AlreadyInitialized, RingClosed, StagingError, WrongLoop, afresh
 from .events import report
 from .exits import holding
+from .gpu.device import connect
+from .loop import LoopPort
 from .ring import StagingRing
 
 if TYPE_CHECKING:
     from .pools.pool import BufferPool
 
-_Opened: TypeAlias = tuple[BlockingPortal, StagingRing, anyio.Event]
-"""What is used from other threads: to start tasks, the ring, and to end its loop."""
+_Opened: TypeAlias = tuple[BlockingPortal, StagingRing, LoopPort, anyio.Event]
+"""What is used from other threads: to start tasks, the ring, and what ends its loop."""
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -63,6 +65,7 @@ class StagingRingManager:
         self._started: Future[_Opened] = Future()
         self._portal: BlockingPortal
         self._ring: StagingRing
+        self._port: LoopPort
         self._stop: anyio.Event
 
     def initialize(self) -> bool:
@@ -87,7 +90,7 @@ class StagingRingManager:
             self._thread = exits.start(partial(self._run, started), "aiostage memory")
             _open_managers.add(self)
             try:
-                self._portal, self._ring, self._stop = started.result()
+                self._portal, self._ring, self._port, self._stop = started.result()
             except CancelledError:
                 raise RingClosed("the interpreter ends") from None
             except BaseException:
@@ -200,7 +203,7 @@ class StagingRingManager:
     def _end_loop(self) -> None:
         if self._error is None:
             self._error = RingClosed("the staging ring was closed; make another manager")
-            self._ring._port.post(self._stop.set)
+            self._port.post(self._stop.set)
 
     def _run(self, started: Future[_Opened]) -> None:
         try:
@@ -216,7 +219,7 @@ class StagingRingManager:
             if not started.set_running_or_notify_cancel():
                 return
             stop = anyio.Event()
-            started.set_result((portal, ring, stop))
+            started.set_result((portal, ring, LoopPort(), stop))
             await stop.wait()
             await ring.aclose()  # whoever waits for the ring hears of it
             await portal.stop(cancel_remaining=True)  # who waits for something else is not waited for
@@ -225,7 +228,7 @@ class StagingRingManager:
 async def _upload(
     ring: StagingRing, destination: Any, data: Any, offset: int, data_layout: Mapping[str, int] | None, size: Any
 ) -> int:
-    if ring._native.is_resource(destination, "texture"):
+    if connect(ring.device).is_resource(destination, "texture"):
         destination = {"texture": destination}
     if isinstance(destination, Mapping):
         fence = await ring.write_texture(destination, data, data_layout, size)
@@ -235,8 +238,7 @@ async def _upload(
 
 
 async def _wait(ring: StagingRing, value: int | None, timeout: float | None) -> None:
-    fence = ring._tracker.insert() if value is None else ring.fence(value)
-    await fence.wait(timeout)
+    await ring.fence(value).wait(timeout)
 
 
 def default_device() -> Any:

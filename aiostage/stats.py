@@ -2,20 +2,12 @@
 
 from __future__ import annotations
 
-import enum
 from dataclasses import asdict, dataclass
 from typing import Any
 
-
-class BufferState(enum.StrEnum):
-    """Where a staging buffer is in its life."""
-
-    AVAILABLE = "available"
-    """Mapped and empty."""
-    IN_USE = "in_use"
-    """Mapped; holds allocations or copies that were not submitted yet."""
-    FENCED = "fenced"
-    """Sealed and handed to the GPU; not writable until the GPU is done and the buffer is mapped again."""
+from .budget import MemoryBudget
+from .engine.buffer import BufferState as BufferState
+from .engine.engine import Engine
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,48 +72,31 @@ class StagingStats:
         return fields
 
 
-class Demand:
-    """What the users of a ring want of it, counted as buffers leave for the GPU and come back."""
-
-    __slots__ = ("away", "busy", "cramped", "least_free", "most", "peak", "sealed", "seals", "waiting")
-
-    def __init__(self, ring_count: int) -> None:
-        self.least_free = ring_count
-        self.seals = self.sealed = self.most = self.cramped = 0
-        self.waiting = 0  # bytes of allocations that are suspended
-        self.away = 0  # buffers that left and have not come back
-        self.busy = 0  # bytes that left since none was away
-        self.peak = 0
-
-    def leaves(self, taken: int, cramped: bool) -> None:
-        """A buffer with so many bytes taken is sealed."""
-        self.away += 1
-        if taken:
-            self.seals += 1
-            self.sealed += taken
-            self.busy += taken
-            self.cramped += cramped
-            if taken > self.most:
-                self.most = taken
-
-    def returns(self) -> None:
-        """One came back."""
-        if self.away == 1:
-            self.peak = self.peak_now()
-            self.busy = 0
-        self.away -= 1
-
-    def waits(self, size: int, memory: int) -> None:
-        """An allocation is suspended in a ring of so much memory; `waiting` is to be taken back when it goes on."""
-        self.waiting += size
-        if not self.away:  # open allocations hold all of it
-            self.peak = max(self.peak, memory + self.waiting)
-
-    def cut(self, count: int, nbytes: int) -> None:
-        """An upload of so many bytes did not fit in one buffer, but in so many."""
-        self.cramped += count
-        self.peak = max(self.peak, nbytes)
-
-    def peak_now(self) -> int:
-        """The peak, with what is going on now."""
-        return max(self.peak, self.busy + self.waiting if self.away else 0)
+def snapshot(engine: Engine, ring_count: int, buffer_size: int, budget: MemoryBudget | None) -> StagingStats:
+    """A consistent snapshot of a ring, as far as its loop has heard."""
+    demand, counts, buffers = engine.demand, engine.counts, engine.shelf.all
+    timeline = engine.timeline if buffers else None
+    return StagingStats(
+        bytes_in_flight=sum(buffer.load.used for buffer in buffers if buffer.load is not None),
+        current_ring_index=engine.shelf.cursor,
+        buffer_stalls=counts.stalls,
+        ring_count=ring_count,
+        buffer_size=buffer_size,
+        buffer_states=tuple(buffer.state for buffer in buffers),
+        waiters=len(engine.line),
+        bytes_total=counts.nbytes,
+        allocations_total=counts.allocations,
+        submits=counts.submits,
+        stall_seconds=counts.stall_seconds,
+        fence_latency_p50=timeline.latency(0.5) if timeline else 0.0,
+        fence_latency_p99=timeline.latency(0.99) if timeline else 0.0,
+        pending_fences=timeline.pending if timeline else 0,
+        seals=demand.seals,
+        sealed_bytes=demand.sealed,
+        sealed_most=demand.most,
+        seals_cramped=min(demand.cramped, demand.seals),
+        peak_demand=demand.peak_now(),
+        peak_buffers=ring_count - demand.least_free,
+        budget_used=0 if budget is None else budget.used,
+        budget_limit=0 if budget is None else budget.limit,
+    )

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, TypeVar
 
 import anyio.to_thread
 
 from .carrier.threads import Workers
 from .loop import LoopPort
+from .waiting import in_thread
 
 T = TypeVar("T")
 
@@ -19,12 +21,10 @@ async def run_sync(function: Callable[..., T], *args: Any) -> T:
     anyio's own does not wait when asyncio itself cancels the task (`task.cancel`, `asyncio.timeout`): then the thread
     goes on in a file, or in memory, that somebody else has by now.
     """
-    results: list[T] = []
     port = LoopPort()
     workers = Workers(port, 1, "thread")
     try:
         async with anyio.to_thread.current_default_thread_limiter():
-            await workers.run(lambda: results.append(function(*args)))
+            return await in_thread(workers.start, partial(function, *args))
     finally:
         workers.stop()
-    return results[0]

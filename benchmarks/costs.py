@@ -20,6 +20,7 @@ import wgpu
 
 import aiostage
 from aiostage import uploads
+from aiostage.data.pieces import Piece, from_buffer
 from aiostage.gpu.memory import export
 from aiostage.gpu.protocol import map_first
 
@@ -66,14 +67,15 @@ async def overhead(device: wgpu.GPUDevice, buffer_size: int, rounds: int) -> dic
             await ring._tracker.wait_all()
             await asyncio.sleep(0.002)
             started = time.process_time()
-            fence = await uploads.write_now(ring, unwritten(uploads.from_buffer(ring, target, 0, data, 0, None)))
+            pieces = from_buffer(ring._tracker.native, ring.buffer_size, target, 0, data, 0, None)
+            fence = await uploads.write_now(ring._engine, unwritten(pieces))
             used.append(time.process_time() - started)
             await fence
     target.destroy()
     return spread(used[3:], 1e3)
 
 
-def unwritten(pieces: Iterator[uploads.Piece]) -> Iterator[uploads.Piece]:
+def unwritten(pieces: Iterator[Piece]) -> Iterator[Piece]:
     for piece in pieces:
         yield piece._replace(fill=lambda memory: None)
 
@@ -87,9 +89,10 @@ async def zero_copy(device: wgpu.GPUDevice, seconds: float) -> dict[str, float]:
     pool = ThreadPoolExecutor(threads)
     loop = asyncio.get_running_loop()
     async with aiostage.StagingRing(device, 20, size) as ring:
-        buffers = [ring._native.create_staging_buffer(size, ring.host_cached) for _ in range(threads)]
-        map_first(ring._native, buffers)
-        memories = [np.frombuffer(export(ring._native.address(b), size, lambda _: None), np.uint8) for b in buffers]
+        native = ring._tracker.native
+        buffers = [native.create_staging_buffer(size, ring.host_cached) for _ in range(threads)]
+        map_first(native, buffers)
+        memories = [np.frombuffer(export(native.address(b), size, lambda _: None), np.uint8) for b in buffers]
 
         async def into_slot(index: int) -> None:
             slot = await ring.allocate(size)
@@ -106,7 +109,7 @@ async def zero_copy(device: wgpu.GPUDevice, seconds: float) -> dict[str, float]:
                 rates[name].append(await rate(way, threads, size, seconds / 3))
         memories.clear()
         for buffer in buffers:
-            ring._native.destroy(buffer)
+            ring._tracker.native.destroy(buffer)
     return {name: round(statistics.median(values), 2) for name, values in rates.items()}
 
 

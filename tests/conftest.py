@@ -192,10 +192,10 @@ async def simulated_ring(gpu: SimulatedGpu) -> AsyncIterator[Callable[..., Any]]
 @pytest.fixture
 def always_shared(monkeypatch: pytest.MonkeyPatch) -> None:
     """Allocations share a staging buffer however long one of them has been open."""
-    monkeypatch.setattr("aiostage.engine.lanes._PATIENCE", float("inf"))
+    monkeypatch.setattr("aiostage.engine.buffer.PATIENCE", float("inf"))
 
 
 @pytest.fixture
 def never_shared(monkeypatch: pytest.MonkeyPatch) -> None:
     """An allocation prefers a free staging buffer to one that holds an open allocation, however young."""
-    monkeypatch.setattr("aiostage.engine.lanes._PATIENCE", -1.0)
+    monkeypatch.setattr("aiostage.engine.buffer.PATIENCE", -1.0)

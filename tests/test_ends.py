@@ -233,8 +233,8 @@ async def test_uploads_to_one_place_keep_their_order_across_staging_buffers(
     class Slow(np.ndarray):
         pass
 
-    ring._workers.start(go.wait, lambda error: None)  # one thread is busy, and there is but one
-    ring._workers._count = 1
+    ring._engine.carrier.copy(go.wait, lambda error: None)  # one thread is busy, and there is but one
+    ring._engine.carrier._copying._count = 1
     order: list[int] = []
 
     async def write(number: int, nbytes: int) -> None:
@@ -262,7 +262,7 @@ async def test_a_write_in_a_batch_that_another_task_abandons_raises(
     ring, target = await simulated_ring(inline_size=16), gpu.buffer(8192)
     go = threading.Event()
     for _ in range(12):
-        ring._workers.start(go.wait, lambda error: None, 1 << 30)
+        ring._engine.carrier.copy(go.wait, lambda error: None, 1 << 30)
     raised: list[BaseException] = []
 
     async def write(batch: Any, nbytes: int) -> None:
@@ -330,7 +330,7 @@ async def test_uploads_need_no_more_threads_than_could_be_started(no_threads: Ca
     target = gpu.buffer(1 << 20)
     data = np.arange(1 << 18, dtype=np.uint32)
     async with StagingRing(gpu, 4, 1 << 18, inline_size=0, threads=8) as ring:
-        ring._workers._SHARE = 1  # type: ignore[misc] # ask for one more with each job
+        ring._engine.carrier._copying._SHARE = 1  # type: ignore[misc] # ask for one more with each job
         async with anyio.create_task_group() as group:
             for start in range(0, 1 << 18, 1 << 15):
                 group.start_soon(ring.write_buffer, target, 4 * start, data[start : start + (1 << 15)])
@@ -511,7 +511,7 @@ async def test_slots_that_nobody_copies_out_of_do_not_hold_the_ring(
         if wait:
             slot = await in_time(ring.allocate(256))
         else:
-            await until(lambda: ring.stats_nowait().buffer_states.count("available") or ring._slots.buffers)
+            await until(lambda: ring.stats_nowait().buffer_states.count("available") or ring._engine.slots.buffers)
             slot = await ring.allocate(256)
         slot.view[:] = bytes(256)
         slot.commit()

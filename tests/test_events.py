@@ -39,7 +39,7 @@ async def test_a_slot_an_upload_and_a_stall_are_told_step_by_step(caplog: pytest
         await until(lambda: ring.stats_nowait().bytes_in_flight == 0)
     said = [fields(record) for record in caplog.records]
     assert caplog.records[0].getMessage() == "allocated buffer=0 offset=0 size=64"
-    assert caplog.records[0].funcName == "_claim"  # where it happened, not where it was logged
+    assert caplog.records[0].funcName == "_take"  # where it happened, not where it was logged
     waited, *took = [record.pop(name) for name in ("waited", "elapsed") for record in said if name in record]
     assert waited > 0
     assert all(seconds > 0 for seconds in took)
@@ -83,7 +83,7 @@ async def test_when_it_is_off_no_record_is_made_and_nothing_formatted(
     caplog.set_level(logging.INFO, logger="aiostage")
     monkeypatch.setattr(events.logger, "isEnabledFor", count_question)
     monkeypatch.setattr(events.logger, "_log", count_record)
-    for module in ("ring", "fences"):
+    for module in ("engine.engine", "carrier.threads", "carrier.timeline"):
         monkeypatch.setattr(f"aiostage.{module}.event", count_record)
     uploads = 50
     async with aiostage.StagingRing(device, 3, 65536) as ring:

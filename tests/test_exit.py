@@ -147,7 +147,7 @@ def suspended_everywhere(box: Sandbox) -> None:
         for coroutine in kept["coroutines"]:  # to its first suspension; in no task, which would complain
             with contextlib.suppress(StopIteration):
                 coroutine.send(None)
-        await until(lambda: len(opening._buffers) == opening.ring_count)
+        await until(lambda: len(opening._engine.shelf.all) == opening.ring_count)
 
     loop = asyncio.new_event_loop()
     loop.run_until_complete(main())
@@ -276,10 +276,10 @@ def destructors_use_everything_while_a_submit_never_ends() -> str:
             lambda: memory.StagingRingManager(2, 64 * KiB, device=other).initialize(),
             memory.close_memory_system,
             ring._tracker.insert,
-            lambda: ring._workers.start(lambda: None, lambda error: None),
+            lambda: ring._engine.carrier.copy(lambda: None, lambda error: None),
             lambda: ring._budget.release(0),
-            ring._native.attach,
-            ring._native.detach,
+            ring._tracker.native.attach,
+            ring._tracker.native.detach,
             lambda: connect(box.device),
             lambda: event("taken_down"),
             box.device.destroy,

@@ -28,7 +28,8 @@ from simulated import SimulatedBuffer, SimulatedGpu, SimulatedTexture, until
 
 import aiostage
 import aiostage.textures
-from aiostage import BufferState, KiB, MemoryBudget, MiB, StagingRing, uploads
+from aiostage import BufferState, KiB, MemoryBudget, MiB, StagingRing
+from aiostage.data import pieces
 from aiostage.pools import BufferPool
 
 BUFFER = 1024  # bytes in each of the ring's three staging buffers
@@ -432,7 +433,7 @@ async def assert_whole(stage: Stage) -> None:
     target = SimulatedBuffer(stage.gpu, 6 * BUFFER, stage.target.usage)
     await (await ring.write_buffer(target, 0, bytes([7]) * 6 * BUFFER))
     assert set(target.bytes.tolist()) == {7}
-    assert not ring._lanes.keys() - {ring._slots, ring._uploads}
+    assert not ring._engine.lanes.keys() - {ring._engine.slots, ring._engine.uploads}
 
 
 async def assert_idle(ring: StagingRing) -> None:
@@ -487,14 +488,14 @@ async def test_an_upload_that_cannot_be_copied_fails_alone(
     gpu: SimulatedGpu, simulated_ring: OpenRing, monkeypatch: pytest.MonkeyPatch, size: int
 ) -> None:
     ring, gpu.free_running = await simulated_ring(inline_size=64), True
-    copy_bytes = uploads.copy_bytes
+    copy_bytes = pieces.copy_bytes
 
     def spoil(memory: Any, array: Any, start: int) -> None:
         copy_bytes(memory, array, start)
         if array[-1] == 99 and start + len(memory) == len(array):  # the last piece
             raise Spoilt
 
-    monkeypatch.setattr(uploads, "copy_bytes", spoil)
+    monkeypatch.setattr(pieces, "copy_bytes", spoil)
     good, bad = gpu.buffer(3 * BUFFER), gpu.buffer(6 * BUFFER)
     async with anyio.create_task_group() as group:
         for start in range(0, 3 * BUFFER, 256):
@@ -567,12 +568,12 @@ async def test_an_upload_whose_thread_is_still_copying_when_the_device_is_lost_e
     gpu: SimulatedGpu, simulated_ring: OpenRing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ring, may_copy = await simulated_ring(inline_size=64), threading.Event()
-    monkeypatch.setattr(uploads, "copy_bytes", lambda memory, array, start: may_copy.wait())
+    monkeypatch.setattr(pieces, "copy_bytes", lambda memory, array, start: may_copy.wait())
     upload = asyncio.ensure_future(ring.write_buffer(gpu.buffer(BUFFER), 0, bytes(BUFFER)))
     gpu.lose()
     with pytest.raises(aiostage.DeviceLost):
         await (await ring.submit())
-    await until(lambda: ring._error is not None)
+    await until(lambda: ring.is_closed)
     assert not upload.done()
     may_copy.set()
     with anyio.fail_after(30), pytest.raises(aiostage.DeviceLost):

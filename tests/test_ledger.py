@@ -543,7 +543,7 @@ async def test_a_device_destroyed_during_a_submit_is_lost_at_once_and_destroyed_
         own_device.destroy()
         own_device.create_buffer(size=64, usage=USAGE)  # it lives as long as the submit
         with pytest.raises(aiostage.DeviceLost), contextlib.suppress(aiostage.InvalidCopy):
-            ring._check_device()
+            ring._engine.check_device()
         blocked.end()
         with anyio.fail_after(30), contextlib.suppress(aiostage.DeviceLost):
             await (await writing)
@@ -652,7 +652,7 @@ async def test_the_loop_turns_while_a_software_adapter_works_in_a_submit(own_dev
         ticking = asyncio.ensure_future(tick())
         for commands in work[:2]:
             submitting = asyncio.ensure_future(ring.submit([commands]))  # the second waits for the first
-        await until(lambda: len(ring._under_way) == 1)
+        await until(lambda: len(ring._engine.under_way) == 1)
         before = ticks
         encoder = device.create_command_encoder()
         with await ring.allocate(16) as slot:
@@ -667,7 +667,7 @@ async def test_the_loop_turns_while_a_software_adapter_works_in_a_submit(own_dev
         device.create_buffer(size=64, usage=USAGE).destroy()
         await until(lambda: ticks > before + 20)
         assert not submitting.done()
-        assert len(ring._under_way) == 4, "something on the loop took as long as the submit"
+        assert len(ring._engine.under_way) == 4, "something on the loop took as long as the submit"
         for task in (submitting, *others):
             await task
         await (await ring.submit())

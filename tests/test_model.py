@@ -42,8 +42,12 @@ from hypothesis.stateful import run_state_machine_as_test as run_machine
 from stepping import HeldPoller, HeldWorkers, SteppedGpu, SteppedLoop
 
 import aiostage
-from aiostage import BufferState, StagingRing
-from aiostage.carrier import timeline
+from aiostage import BufferState, StagingRing, waiting
+from aiostage.carrier import threads, timeline
+from aiostage.data import pieces
+from aiostage.engine import buffer
+from aiostage.engine.engine import Engine
+from aiostage.waiting import place_for
 
 RUNS_PER_SEED = 250
 STEPS = 60
@@ -235,28 +239,30 @@ class User:
             self.inbox = self.model.loop.create_future()
 
 
-class WatchedRing(StagingRing):
-    """Tells the model who asks for a place, which copies are moved, and which buffer comes back."""
+class WatchedEngine(Engine):
+    """Tells the model who gets a place, which copies are moved, and which buffer comes back."""
 
     model: Model
 
-    def _find_now(self, lane: Any, size: int, alignment: int) -> Any:
-        place = super()._find_now(lane, size, alignment)
-        if place is not None and lane is not self._slots:
-            self.model.placed(*place, size)
+    def take(self, lane: Any, size: int, alignment: int) -> Any:
+        place = super().take(lane, size, alignment)
+        if place is not None and lane is not self.slots:
+            self.model.placed(place, size)
         return place
 
-    async def _wait(self, lane: Any, size: int, alignment: int) -> Any:
-        waiting = super()._wait(lane, size, alignment)
-        return await (waiting if lane is self._slots else self.model.wait(waiting, lane, size, alignment))
-
-    def _evacuate(self, lane: Any, held: Any, fresh: Any) -> None:
+    def _move(self, lane: Any, held: Any, fresh: Any) -> None:
         self.model.moves(held.index, fresh.index)
-        super()._evacuate(lane, held, fresh)
+        super()._move(lane, held, fresh)
 
-    def _come_back(self, buffer: Any) -> None:
+    def _emptied(self, buffer: Any) -> None:
         self.model.comes_back(buffer)
-        super()._come_back(buffer)
+        super()._emptied(buffer)
+
+
+async def watched_wait(engine: Any, lane: Any, size: int, alignment: int) -> Any:
+    """And who waits for one."""
+    awaited = place_for(engine, lane, size, alignment)
+    return await (awaited if lane is engine.slots else engine.model.wait(awaited, lane, size, alignment))
 
 
 class Model:
@@ -306,8 +312,8 @@ class Model:
         self.opened = self.closing = self.closed = False
         self.fragile = False  # destinations may be destroyed
         self.budget = aiostage.MemoryBudget()
-        self.ring = WatchedRing(self.gpu, budget=self.budget, stall_timeout=STALL_TIMEOUT, threads=2, **options)
-        self.ring.model = self
+        self.ring = StagingRing(self.gpu, budget=self.budget, stall_timeout=STALL_TIMEOUT, threads=2, **options)
+        self.ring._engine.model = self
         self.users = [User(self, number) for number in range(6)]
         opening = self.loop.create_task(self.ring.open())
         self.run()
@@ -410,21 +416,21 @@ class Model:
         """A piece of an upload waits for its place."""
         ask = self.ask(self.user_here(), size, alignment, lane)
         try:
-            buffer, offset = await waiting
+            place = await waiting
         except BaseException:
             self.unanswered(ask)
             raise
         self.answered(ask)
-        self.placed(buffer, offset, size, counts=False)
-        return buffer, offset
+        self.placed(place, size, counts=False)
+        return place
 
-    def placed(self, buffer: Any, offset: int, size: int, counts: bool = True) -> None:
+    def placed(self, taken: Any, size: int, counts: bool = True) -> None:
         """A piece of an upload has its place."""
         if counts:
             self.total += 1
             self.bytes_total += size
-        user, threaded = self.user_here(), size > self.ring._inline_size
-        place = Place(size, buffer.index, offset, "filling" if threaded else "kept", user.batch)
+        user, threaded = self.user_here(), size > self.ring._engine.inline_size
+        place = Place(size, taken.buffer.index, taken.offset, "filling" if threaded else "kept", user.batch)
         place.writes = [user.writing]
         self.add_place(place)
         if threaded:
@@ -780,7 +786,7 @@ class Model:
             assert not self.lost, "StallTimeout, though the device is lost"
             assert self.hopeless(), "StallTimeout, though a buffer could come back"
         elif isinstance(error, aiostage.FenceTimeout):
-            assert doing == "fence" or self.ring._fence_timeout is not None
+            assert doing == "fence" or self.ring._engine.fence_timeout is not None
         elif isinstance(error, aiostage.InvalidCopy):
             assert doing in ("write", "leave"), doing
         elif isinstance(error, aiostage.AllocationClosed):
@@ -939,8 +945,8 @@ class Model:
 
     def forget(self) -> None:
         """Drop it all, in whatever state it is."""
-        self.ring._error = self.ring._error or aiostage.RingClosed("forgotten")
-        self.ring._buffers = []
+        self.ring._engine.error = self.ring._engine.error or aiostage.RingClosed("forgotten")
+        self.ring._engine.shelf.clear()
         for user in self.users:
             user.task._log_destroy_pending = False
             if user.inbox.done() and inspect.getcoroutinestate(user.inbox.result()) == inspect.CORO_CREATED:
@@ -1302,13 +1308,15 @@ class Machine(RuleBasedStateMachine):
 @pytest.fixture
 def stepped(monkeypatch: pytest.MonkeyPatch) -> None:
     """Rings use the model's clock and threads."""
-    for module in (aiostage.ring, aiostage.engine.lanes, timeline):
+    for module in (waiting, buffer, threads, timeline):
         monkeypatch.setattr(module, "time", CLOCK)
-    monkeypatch.setattr("aiostage.ring.Workers", HeldWorkers)
+    monkeypatch.setattr("aiostage.ring.Engine", WatchedEngine)
+    monkeypatch.setattr(waiting, "place_for", watched_wait)
+    monkeypatch.setattr("aiostage.carrier.threads.Workers", HeldWorkers)
     monkeypatch.setattr("aiostage.carrier.timeline.Poller", HeldPoller)
     for name in ("copy_bytes", "copy_blocks"):
-        fill = getattr(aiostage.uploads, name)
-        monkeypatch.setattr(aiostage.uploads, name, partial(_watched, fill))
+        fill = getattr(pieces, name)
+        monkeypatch.setattr(pieces, name, partial(_watched, fill))
     # Hypothesis would draw some values from the constants in the sources of all modules that are loaded. A seed is to
     # give the same steps alone and in the whole suite, today and after the next change.
     provider = "hypothesis.internal.conjecture.providers.HypothesisProvider"

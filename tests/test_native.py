@@ -311,8 +311,8 @@ async def test_where_a_mapping_tells_that_a_submit_is_done_the_queue_is_not_aske
     target = as_on_a_gpu.create_buffer(size=MiB, usage=wgpu.BufferUsage.COPY_DST)
     asked = []
     async with aiostage.StagingRing(as_on_a_gpu, 3, MiB) as ring:
-        on_work_done = ring._native.on_work_done
-        monkeypatch.setattr(ring._native, "on_work_done", lambda done: (asked.append(1), on_work_done(done)))
+        on_work_done = ring._tracker.native.on_work_done
+        monkeypatch.setattr(ring._tracker.native, "on_work_done", lambda done: (asked.append(1), on_work_done(done)))
         for _ in range(10):
             await (await ring.write_buffer(target, 0, bytes(MiB)))
         assert not asked
@@ -516,7 +516,7 @@ async def test_a_ring_that_cannot_be_opened_says_why_and_keeps_nothing(
     with anyio.fail_after(30), pytest.raises(error):
         await ring.open()
     assert budget.used == 0
-    assert not ring._buffers
+    assert not ring._engine.shelf.all
     assert ring.stats_nowait().budget_used == 0
     if error is aiostage.OutOfMemory:
         assert len(made) == 1
@@ -555,10 +555,10 @@ async def test_staging_memory_is_its_own_from_the_first_mapping_on(
         for index, array in enumerate(kept):
             assert set(array.tolist()) == {index + 1}
             assert set(device.queue.read_buffer(buffers[index])) == {index + 1}
-        addresses = {buffer.address for buffer in ring._buffers}
+        addresses = {buffer.address for buffer in ring._engine.shelf.all}
         await (await ring.write_buffer(buffers[0], 0, noise[0]))
         await until(lambda: ring.stats_nowait().bytes_in_flight == 0)
-        assert {buffer.address for buffer in ring._buffers} == addresses
+        assert {buffer.address for buffer in ring._engine.shelf.all} == addresses
 
 
 async def test_a_ring_on_a_device_that_is_lost_is_not_opened(own_device: wgpu.GPUDevice) -> None:

@@ -757,7 +757,7 @@ async def test_pools_and_rings_share_no_memory_and_the_statistics_show_it(
         ring = await open_ring(on=own_device, ring_count=3, buffer_size=1 * MiB)
         during = pool.statistics()
         assert (during.reserved, during.staging_used) == (8 * MiB, 3 * MiB)
-        assert range_.buffer not in [buffer.handle for buffer in ring._buffers]
+        assert range_.buffer not in [buffer.handle for buffer in ring._engine.shelf.all]
         with pool.allocate(8 * MiB):
             assert pool.statistics().reserved == 16 * MiB
             assert pool.statistics().staging_used == 3 * MiB

@@ -21,8 +21,9 @@ from readback import read_buffer
 from simulated import SimulatedGpu
 
 import aiostage
-from aiostage import KiB, MiB, uploads
+from aiostage import KiB, MiB
 from aiostage import ring as ring_module
+from aiostage.data import pieces
 
 OpenRing = Callable[..., Any]
 Target = Callable[[int], wgpu.GPUBuffer]
@@ -35,13 +36,13 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Callable[[aiostage.StagingRing], C
     def count(ring: aiostage.StagingRing) -> Counter[str]:
         counter: Counter[str] = Counter()
         for name in ("submit", "map", "unmap", "on_work_done", "create_staging_buffer", "create_relay"):
-            original = getattr(ring._native, name)
+            original = getattr(ring._tracker.native, name)
 
             def counted(*args: Any, name: str = name, original: Any = original) -> Any:
                 counter[name] += 1
                 return original(*args)
 
-            monkeypatch.setattr(ring._native, name, counted)
+            monkeypatch.setattr(ring._tracker.native, name, counted)
         return counter
 
     return count
@@ -49,7 +50,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Callable[[aiostage.StagingRing], C
 
 def asked(ring: aiostage.StagingRing, submits: int) -> int:
     """How often the queue is asked to tell that a submit is done: where submits block; else a mapping tells."""
-    return submits if ring._native.submit_blocks else 0
+    return submits if ring._tracker.native.submit_blocks else 0
 
 
 async def test_a_large_upload_costs_one_map_a_buffer_and_copies_each_byte_once(
@@ -103,8 +104,8 @@ async def test_only_uploads_within_the_inline_size_are_copied_on_the_loop(
         threads.append(threading.get_ident())
         copy_bytes(*args, **kwargs)
 
-    copy_bytes = uploads.copy_bytes
-    monkeypatch.setattr(uploads, "copy_bytes", noted)
+    copy_bytes = pieces.copy_bytes
+    monkeypatch.setattr(pieces, "copy_bytes", noted)
     ring = await open_ring(ring_count=3, buffer_size=MiB)
     await (await ring.write_buffer(target(size), 0, bytes(size)))
     assert [thread == threading.get_ident() for thread in threads] == [on_loop]
@@ -128,7 +129,7 @@ async def test_streaming_leaves_no_more_objects_than_there_were(open_ring: OpenR
 async def test_with_nothing_pending_nobody_polls(open_ring: OpenRing, target: Target) -> None:
     ring = await open_ring(ring_count=3, buffer_size=MiB)
     await (await ring.write_buffer(target(MiB), 0, bytes(MiB)))
-    while ring._native.outstanding() or not ring._tracker._polling._parked:
+    while ring._tracker.native.outstanding() or not ring._tracker._polling._parked:
         await asyncio.sleep(0.001)
     polls = ring._tracker._polling.polls
     await asyncio.sleep(0.05)

@@ -13,7 +13,8 @@ import pytest
 from simulated import SimulatedGpu, turns, until
 
 import aiostage
-from aiostage import BufferState, StagingRing, uploads
+from aiostage import BufferState, StagingRing
+from aiostage.data import pieces
 
 OpenRing = Callable[..., Awaitable[StagingRing]]
 
@@ -226,14 +227,14 @@ async def test_an_upload_that_was_cancelled_does_not_overwrite_the_next_one_to_t
 ) -> None:
     """It is cancelled while a thread still copies beside it, into the buffer that it must be submitted with."""
     gpu.free_running, target, may_copy = True, gpu.buffer(2048), threading.Event()
-    copy_bytes = uploads.copy_bytes
+    copy_bytes = pieces.copy_bytes
 
     def slowly(memory: Any, **rest: Any) -> None:
         if len(memory) == 512:
             may_copy.wait(30)
         copy_bytes(memory, **rest)
 
-    monkeypatch.setattr(uploads, "copy_bytes", slowly)
+    monkeypatch.setattr(pieces, "copy_bytes", slowly)
     ring = await simulated_ring(ring_count=2, inline_size=500)
     old = start(ring.write_buffer(target, 0, b"old."))
     beside = start(ring.write_buffer(target, 1024, b"\x01" * 512))
@@ -347,7 +348,7 @@ async def test_a_submit_that_is_cancelled_during_a_move_leaves_the_move_to_its_t
 ) -> None:
     ring, target, gate = await simulated_ring(ring_count=2, threads=1), gpu.buffer(4), threading.Event()
     slow = await beside_an_open_slot(ring, target, b"data")
-    ring._workers.start(gate.wait, lambda error: None)  # the only thread has something else to do
+    ring._engine.carrier.copy(gate.wait, lambda error: None)  # the only thread has something else to do
     submitting = start(ring.submit())
     await asyncio.sleep(0)
     submitting.cancel()
@@ -578,7 +579,7 @@ async def test_a_gpu_that_does_not_give_a_buffer_back_in_time_is_a_fence_timeout
     await fill(ring, target)
     with pytest.raises(aiostage.FenceTimeout, match=r"1 pending, the oldest is fence 1 for \d+\.\d+ s"):
         await ring.allocate(4)
-    ring._fence_timeout = None  # a busy machine may be slow to hear of it
+    ring._engine.fence_timeout = None  # a busy machine may be slow to hear of it
     gpu.complete()
     await until(lambda: ring.stats_nowait().bytes_in_flight == 0)  # a busy machine may take longer than the timeout
     (await in_time(ring.allocate(4))).abandon()

@@ -1,28 +1,125 @@
-"""Threads that copy into staging memory, and submit where a submit blocks, while the event loop goes on."""
+"""The carrier of today: threads that copy, and one that submits where a submit blocks; elsewhere the loop submits."""
 
 from __future__ import annotations
 
 import queue
 import sys
 import threading
+import time
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 from weakref import ref
 
-import anyio
-from anyio.lowlevel import current_token
-
 from .. import exits
-from ..errors import CannotStartThread
+from ..errors import CannotStartThread, DeviceLost, StagingError, afresh
+from ..events import DEBUG, event, logger
 from ..exits import holding
 from ..loop import LoopPort
+from .protocol import Departure, Ended, Source
+from .timeline import Timeline
 
-Done = Callable[[BaseException | None], object]
+
+class ThreadCarrier:
+    """See `Carrier`. Copy threads hold the interpreter's lock by turns; a departure is one call after the other.
+
+    :raises CannotStartThread: the system has none left; nothing is kept.
+    """
+
+    def __init__(self, timeline: Timeline[Any], threads: int) -> None:
+        self._timeline, self._native, self._port = timeline, timeline.native, timeline.port
+        self.submits_later = self._native.submit_blocks
+        self.logs = logger.isEnabledFor(DEBUG)  # whether somebody listens; asked at each submit, which is cheap enough
+        self._copying = Workers(self._port, threads, "copy")
+        try:
+            self._submitting = Workers(self._port, 1, "submit")
+        except CannotStartThread:
+            self._copying.stop()
+            raise
+        self.copy = self._copying.start
+        # Without this carrier, or who has to call it some time would keep what a dead loop was told.
+        self.stop: Callable[[], object] = partial(_stop, self._copying, self._submitting)
+
+    def address(self, handle: Any) -> int:
+        return self._native.address(handle)
+
+    def depart(self, departure: Departure) -> None:
+        if self.submits_later:
+            self._timeline.promise(departure.fence)
+            self._submitting.start(partial(self._execute, departure), partial(self._end, departure))
+            return
+        try:
+            self._execute(departure)
+        finally:
+            self._end(departure)
+
+    def _execute(self, departure: Departure) -> None:
+        """Unmap, submit and map again; on the loop, or in the submitting thread where a submit blocks."""
+        try:
+            for buffer in departure.buffers:
+                self._native.unmap(buffer.handle)
+            telling = self._submit(departure)
+            self.logs = logger.isEnabledFor(DEBUG)
+            if self.logs:
+                indices = [buffer.index for buffer in departure.buffers]
+                event("submitted", fence=departure.fence.value, buffers=indices, copies=len(departure.copies))
+            for buffer in departure.buffers:
+                self._native.map(buffer.handle, partial(self._mapped, departure, buffer, buffer in telling))
+            self._timeline.wake()
+        except StagingError as error:
+            departure.error = afresh(error)
+        except BaseException as error:  # nobody knows how far it came
+            departure.error = DeviceLost(f"a submit was interrupted, and with it the ring: {error!r}")
+            raise
+
+    def _submit(self, departure: Departure) -> set[Any]:
+        """Submit and fence. Returns the buffers whose mapping tells that it is done, if the queue was not asked to."""
+        native, timeline = self._native, self._timeline
+        if native.submit_blocks:  # and would hold up who waits for the timeline's lock
+            departure.failures = native.submit(departure.copies, departure.command_buffers)
+            timeline.fulfil(departure.fence)
+            return set()
+        with holding(timeline.order):
+            departure.failures = native.submit(departure.copies, departure.command_buffers)
+            sources = {copy.source for copy in departure.copies} if not departure.failures else set()
+            telling = sources.intersection(departure.buffers)
+            timeline.insert(departure.fence, ask=not telling)
+        return telling
+
+    def _end(self, departure: Departure, error: BaseException | None = None) -> None:
+        departure.copies = departure.command_buffers = ()  # nothing keeps the destinations alive any more
+        if departure.error is None:
+            departure.made(departure.failures)
+            return
+        try:
+            self._timeline.withdraw(departure.fence, DeviceLost(*departure.error.args))
+        finally:
+            departure.lost(departure.error)
+
+    def _mapped(self, departure: Departure, buffer: Source, tells: bool, ok: bool) -> None:
+        """A mapping is done, or failed; called by whichever thread polls or submits."""
+        if tells and ok:
+            self._port.post(partial(self._timeline.reach, departure.fence.value, time.perf_counter()))
+        self._port.post(partial(self._come_back, departure, buffer, tells and not ok, ok))
+
+    def _come_back(self, departure: Departure, buffer: Source, ask: bool, ok: bool) -> None:
+        fence = departure.fence
+        if ask:  # the queue itself, since the mapping has told nothing
+            self._timeline.ask(fence)
+        if ok and not fence.done():
+            fence.add_done_callback(lambda _: departure.back(buffer, ok))
+        else:
+            departure.back(buffer, ok)
+
+
+def _stop(*workers: Workers) -> None:
+    for each in workers:
+        each.stop()
 
 
 class Workers:
-    """A few long-lived threads that take jobs in order; `done` is called on the loop when one is through.
+    """A few long-lived threads that take jobs in order; `ended` is called on the loop when one is through.
 
     A hand-off costs a lock and one wake-up of the loop for all jobs that end between two of its turns: a third of a
     round trip through `anyio.to_thread`, which starts from a task and comes back to one. Each thread that runs beside
@@ -42,7 +139,7 @@ class Workers:
         self._count = threads
         self._name = name
         self._lock = threading.RLock()
-        self._jobs: deque[tuple[Callable[[], object], Done, int]] = deque()
+        self._jobs: deque[tuple[Callable[[], object], Ended, int]] = deque()
         self._waiting = 0  # bytes of the jobs in it
         self._running = 0  # threads that are not parked
         self._stopping = False
@@ -52,17 +149,17 @@ class Workers:
         if not exits.over:
             self._add_thread()
 
-    def start(self, job: Callable[[], object], done: Done, nbytes: int = 0) -> None:
-        """Have a thread run `job`, which copies `nbytes`; then `done(error or None)` on the loop.
+    def start(self, job: Callable[[], object], ended: Ended, nbytes: int = 0) -> None:
+        """Have a thread run `job`, which copies `nbytes`; then `ended(error or None)` on the loop.
 
         At the interpreter's end, when there are no threads any more, it runs here; and not at all in a destructor then.
         """
         if exits.over:
             if not sys.is_finalizing():
-                self._post(partial(done, _attempt(job)))
+                self._post(partial(ended, _attempt(job)))
             return
         with holding(self._lock):
-            self._jobs.append((job, done, nbytes))
+            self._jobs.append((job, ended, nbytes))
             self._waiting += nbytes
             wake = self._running == 0 or (self._running < self._count and self._waiting > self._running * self._SHARE)
             self._running += wake
@@ -77,24 +174,6 @@ class Workers:
                     self._count = len(self._threads)
                 return
         self._parking.put(None)
-
-    async def run(self, job: Callable[[], object]) -> None:
-        """Run `job` in a thread. A cancellation waits for it: it may be writing to memory that others get next."""
-        finished = anyio.Event()
-        errors: list[BaseException | None] = []
-
-        def done(error: BaseException | None) -> None:
-            errors.append(error)
-            finished.set()
-
-        self.start(job, done)
-        await wait_out(finished.is_set, finished.wait)
-        error = errors.pop()
-        try:
-            if error is not None:
-                raise error
-        finally:
-            del error  # see wait_out
 
     def stop(self) -> None:
         """End the threads after the jobs that they have."""
@@ -111,8 +190,8 @@ class Workers:
                 self._jobs.clear()
                 self._waiting = 0
             self.stop()
-            for _, done, _ in left:
-                self._post(partial(done, RuntimeError("the interpreter is about to end")))
+            for _, ended, _ in left:
+                self._post(partial(ended, RuntimeError("the interpreter is about to end")))
         return alive
 
     def _add_thread(self) -> None:
@@ -123,11 +202,11 @@ class Workers:
         while True:
             self._parking.get()
             while (item := self._next()) is not None:
-                job, done, _ = item
+                job, ended, _ = item
                 error = _attempt(job)
                 del item, job  # or the thread would keep a caller's data until its next job
-                self._post(partial(done, error))
-                del done, error
+                self._post(partial(ended, error))
+                del ended, error
             if self._stopping:
                 return
 
@@ -136,7 +215,7 @@ class Workers:
         if port is not None:
             port.post(callback)
 
-    def _next(self) -> tuple[Callable[[], object], Done, int] | None:
+    def _next(self) -> tuple[Callable[[], object], Ended, int] | None:
         """The next job, or None: then the thread counts as parked."""
         with holding(self._lock):
             if not self._jobs:
@@ -154,37 +233,3 @@ def _attempt(job: Callable[[], object]) -> BaseException | None:
     except BaseException as error:
         return error
     return None
-
-
-async def wait_out(is_over: Callable[[], bool], wait: Callable[[], Awaitable[object]]) -> None:
-    """Wait again and again until `is_over()`; for threads, which write to memory that others get next.
-
-    What is thrown into the waiting task is raised afterwards. A shield alone holds off only anyio's cancellations:
-    none by asyncio's own means (`task.cancel`, `asyncio.timeout`, Ctrl-C under `asyncio.run`), nor trio's Ctrl-C.
-    `LoopPort.check_task` must have passed: what a foreign driver steps would be thrown back in here for ever.
-    """
-    thrown: BaseException | None = None
-    while not is_over() and _on_a_loop():  # a coroutine that is closed after its loop cannot wait, in no `finally`
-        try:
-            if thrown is None:
-                await wait()
-            else:
-                with anyio.CancelScope(shield=True):
-                    await wait()
-        except GeneratorExit:  # there is no loop any more to wait on
-            raise
-        except BaseException as error:
-            thrown = error
-    try:
-        if thrown is not None:
-            raise thrown
-    finally:
-        del thrown  # or it, its traceback and this frame would keep each other, and the caller's data, alive
-
-
-def _on_a_loop() -> bool:
-    try:
-        current_token()
-    except RuntimeError:
-        return False
-    return True

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import numpy as np
 
-from ..carrier.threads import wait_out
 from ..data.formats import required_feature, texel_block
 from ..errors import InvalidTexture, UnsupportedTexture, afresh
 from ..fences import Fence
 from ..threads import run_sync
+from ..waiting import wait_out
 from . import basis, dds, ktx2
 from .layout import TextureInfo
 from .names import FORMATS
@@ -111,7 +111,7 @@ class TextureStream:
         """The finest level that is there; `len(info.levels)` before the first."""
 
     async def __aenter__(self) -> TextureStream:
-        self._ring._check()
+        self._ring.check()
         try:
             await run_sync(self._open)
             check_fits(self.info, self._ring.device)

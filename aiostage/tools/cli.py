@@ -8,14 +8,14 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import NoReturn
 
 import aiostage
 from aiostage.tools.demo import options as demo_options
-from aiostage.tools.demo.options import UsageError
+from aiostage.tools.demo.options import UsageError, first_cause
 
 # What the extra `demo` installs: the module to look for, and the name to say.
 DEMO_MODULES = {"rich": "rich", "rendercanvas": "rendercanvas", "PIL": "pillow"}
@@ -70,20 +70,6 @@ def exit_status(program: str, command: Callable[[], int | None]) -> int:
             print(f"{program}: {type(cause).__name__}: {cause}", file=sys.stderr)
             return 1
         raise
-
-
-def first_cause(error: BaseException) -> BaseException:
-    """Of the exceptions that ended several tasks, the one to report: an interrupt, else the user's, else the first."""
-
-    def leaves(error: BaseException) -> Iterator[BaseException]:
-        if isinstance(error, BaseExceptionGroup):
-            for inner in error.exceptions:
-                yield from leaves(inner)
-        else:
-            yield error
-
-    ranks = (KeyboardInterrupt, UsageError)
-    return min(leaves(error), key=lambda error: [not isinstance(error, rank) for rank in ranks])
 
 
 def build_parser() -> argparse.ArgumentParser:

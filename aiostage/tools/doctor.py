@@ -13,6 +13,7 @@ import wgpu
 
 from ..advice import size_text
 from ..budget import KiB, MiB, default_budget
+from ..gpu.device import connect
 from ..ring import StagingRing
 from .demo.gpu import describe, find_adapter, memory_kind, open_ring
 from .demo.options import UsageError
@@ -39,7 +40,7 @@ async def run(ring_count: int | None, buffer_size: int | None) -> bool:
     print_line("adapter", describe(adapter))
     device = adapter.request_device_sync()
     async with open_ring(device, ring_count, buffer_size) as ring:
-        budget = default_budget(ring._native)
+        budget = default_budget(connect(device))
         largest = size_text(device.limits["max-buffer-size"])
         print_line("staging", memory_kind(ring))
         print_line(
@@ -74,7 +75,7 @@ async def work(ring: StagingRing) -> bool:
     async with anyio.create_task_group() as tasks:
         for _ in range(_COROUTINES):
             tasks.start_soon(upload)
-    await ring._tracker.insert()
+    await ring.fence()
     took = time.perf_counter() - started
     stats = await ring.stats()
     print_line(

@@ -15,14 +15,3 @@
 | `canvas` | the offscreen canvas or window that frames are drawn on |
 | `app` | the run itself |
 """
-
-from collections.abc import Sequence
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the demo with the given arguments (default: the command line's); returns the exit status."""
-    import sys
-
-    from aiostage.tools import cli
-
-    return cli.main(["demo", *(sys.argv[1:] if argv is None else argv)])

@@ -12,12 +12,11 @@ import numpy.typing as npt
 import wgpu
 from PIL import Image
 
-from ..cli import first_cause
 from . import gpu, photos, report, timeline
 from .canvas import Canvas, check_window, open_offscreen, open_window
 from .mosaic import Mosaic
 from .observe import Observer
-from .options import Options, UsageError
+from .options import Options, UsageError, first_cause
 from .stream import LEVELS, Progress, Streamer
 from .tiles import ROW_BYTES, TILE, TILE_BYTES, plan
 from .verify import differing

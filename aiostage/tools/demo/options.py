@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,20 @@ UNITS = {"": 1, "k": KIB, "m": MIB, "g": GIB}
 
 class UsageError(Exception):
     """Something the user can put right: printed as one line, exit status 2."""
+
+
+def first_cause(error: BaseException) -> BaseException:
+    """Of the exceptions that ended several tasks, the one to report: an interrupt, else the user's, else the first."""
+
+    def leaves(error: BaseException) -> Iterator[BaseException]:
+        if isinstance(error, BaseExceptionGroup):
+            for inner in error.exceptions:
+                yield from leaves(inner)
+        else:
+            yield error
+
+    ranks = (KeyboardInterrupt, UsageError)
+    return min(leaves(error), key=lambda error: [not isinstance(error, rank) for rank in ranks])
 
 
 @dataclass(frozen=True)

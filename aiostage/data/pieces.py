@@ -1,0 +1,223 @@
+"""Whole uploads cut into pieces that fit in staging buffers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import AllocationTooLarge, InvalidCopy
+from .arrays import (
+    Blocks,
+    Bytes,
+    Scattered,
+    as_array,
+    as_blocks,
+    as_items,
+    check_texels,
+    copy_blocks,
+    copy_bytes,
+    is_raw,
+)
+from .copies import (
+    BufferCopy,
+    Copy,
+    TextureCopy,
+    TextureRegion,
+    Triple,
+    check_buffer_copy,
+    footprint,
+    mip_extent,
+    pop_layout,
+    region_of,
+    resolve_destination,
+    whole,
+)
+from .formats import TexelBlock, is_depth_stencil, padded_row
+
+ALIGNMENT = 16
+"""Of every piece, in bytes: the largest texel block, so that any copy may start there."""
+
+
+class Piece(NamedTuple):
+    """A part of an upload that fits in a staging buffer."""
+
+    nbytes: int
+    fill: Callable[[Bytes], object]
+    """Write the piece to these bytes of staging memory."""
+    copy: Callable[[Any, int], Copy]
+    """The copy command for the piece at an offset of a staging buffer."""
+
+
+def from_buffer(
+    owner: Any, most: int, buffer: Any, buffer_offset: int, data: Any, data_offset: int, size: int | None
+) -> Iterator[Piece]:
+    """Pieces of `data`'s bytes, in C order, of `most` bytes each. `owner` is the device. :raises InvalidCopy:"""
+    array = as_items(as_array(data))
+    buffer_offset, data_offset = whole(buffer_offset, "buffer_offset"), whole(data_offset, "data_offset")
+    if not 0 <= data_offset <= array.nbytes:
+        raise InvalidCopy(f"data_offset {data_offset} lies outside the data's {array.nbytes} bytes")
+    nbytes = array.nbytes - data_offset if size is None else whole(size, "size")
+    if nbytes > array.nbytes - data_offset:
+        raise InvalidCopy(f"size {nbytes} exceeds the {array.nbytes - data_offset} bytes behind data_offset")
+    buffer, buffer_offset, pin = check_buffer_copy(buffer, buffer_offset, nbytes, owner)
+
+    def pieces() -> Iterator[Piece]:
+        for start in range(0, nbytes, most):
+            length = min(most, nbytes - start)
+            yield Piece(
+                length,
+                partial(copy_bytes, array=array, start=data_offset + start),
+                partial(_buffer_copy, buffer=buffer, target=buffer_offset + start, nbytes=length, pin=pin),
+            )
+
+    return pieces()
+
+
+def _buffer_copy(source: Any, offset: int, buffer: Any, target: int, nbytes: int, pin: Any) -> BufferCopy:
+    return BufferCopy(source, offset, buffer, target, nbytes, pin)
+
+
+# -- texels --
+
+
+def from_texels(
+    owner: Any,
+    most: int,
+    destination: Mapping[str, Any],
+    data: Any,
+    data_layout: Mapping[str, int] | None,
+    size: Any,
+) -> Iterator[Piece]:
+    """Pieces of texel rows, padded as they are copied, of `most` bytes at most. :raises InvalidCopy:"""
+    resolved = resolve_destination(destination, owner)
+    array = as_array(data)
+    blocks: Blocks
+    check_texels(array, resolved[0].format, resolved[4])
+    if size is None:
+        if data_layout is not None:
+            raise InvalidCopy("size is needed with a data_layout; without either, both follow from the data's shape")
+        texture, mip_level, origin, _, block = resolved
+        blocks, size = _infer(array, texture, mip_level, origin, block)
+        region = region_of(resolved, size)
+    else:
+        region = region_of(resolved, size)
+        blocks = _lay_out(array, data_layout or {}, region)
+    if region.is_empty:
+        return iter(())
+    portion = layers, rows, columns = _portion(region, most)
+    if layers >= blocks.shape[0] and portion[1:] == blocks.shape[1:3]:
+        return iter((_texel_piece(region, blocks),))
+    return _texel_pieces(region, blocks, layers, rows, columns)
+
+
+def _texel_pieces(region: TextureRegion, blocks: Blocks, layers: int, rows: int, columns: int) -> Iterator[Piece]:
+    for z in range(0, region.size[2], layers):
+        for y in range(0, region.block_rows, rows):
+            for x in range(0, region.block_columns, columns):
+                source = blocks[z : z + layers, y : y + rows, x : x + columns]
+                part = region.part(z, source.shape[0], y, source.shape[1], x, source.shape[2])
+                yield _texel_piece(part, source)
+
+
+def _texel_piece(part: TextureRegion, source: Blocks) -> Piece:
+    stride = padded_row(part.row_bytes)
+    return Piece(
+        footprint(part, stride, part.block_rows),
+        partial(copy_blocks, source=source, stride=stride),
+        partial(_texture_copy, part=part, stride=stride),
+    )
+
+
+def _texture_copy(source: Any, offset: int, part: TextureRegion, stride: int) -> TextureCopy:
+    return TextureCopy(source, offset, part, stride, part.block_rows)
+
+
+def _portion(region: TextureRegion, buffer_size: int) -> Triple:
+    """(layers, block rows, block columns) of the largest pieces that fit: by layers, else by rows, else by columns."""
+    row_bytes, stride = region.row_bytes, padded_row(region.row_bytes)
+    if row_bytes <= buffer_size:
+        rows = (buffer_size - row_bytes) // stride + 1  # the last row needs no padding
+        if rows >= region.block_rows:
+            return rows // region.block_rows, region.block_rows, region.block_columns
+        columns = region.block_columns
+    else:
+        rows, columns = 1, buffer_size // region.block.nbytes
+    if is_depth_stencil(region.texture.format):
+        raise AllocationTooLarge(
+            f"{region.texture.format} is copied whole images at a time, and one of {stride * region.block_rows} bytes "
+            f"does not fit in a staging buffer of {buffer_size}"
+        )
+    if columns == 0:
+        raise AllocationTooLarge(
+            f"a texel block of {region.block.nbytes} bytes does not fit in a staging buffer of {buffer_size}"
+        )
+    return 1, rows, columns
+
+
+def _lay_out(array: npt.NDArray[Any], data_layout: Mapping[str, int], region: TextureRegion) -> Blocks:
+    """The texel blocks of `array` where `data_layout` says they are: (layers, block rows, block columns, items)."""
+    offset, bytes_per_row, rows_per_image = pop_layout(dict(data_layout), region.row_bytes, region.block_rows)
+    if bytes_per_row < region.row_bytes:
+        raise InvalidCopy(
+            f"bytes_per_row is {bytes_per_row}, but a row of {region.size[0]} texels has {region.row_bytes}"
+        )
+    if rows_per_image < region.block_rows:
+        raise InvalidCopy(f"rows_per_image is {rows_per_image}, but an image has {region.block_rows} rows of blocks")
+    needed = footprint(region, bytes_per_row, rows_per_image)
+    if offset < 0 or offset + needed > array.nbytes:
+        raise InvalidCopy(f"the data has {array.nbytes} bytes; bytes {offset} to {offset + needed} are needed")
+    if not data_layout and (shaped := _shaped(array, region)) is not None:
+        return shaped
+    if not array.dtype.isnative:
+        raise InvalidCopy("data in another byte order: give data.astype(data.dtype.newbyteorder('<')), or its bytes")
+    shape = (region.size[2], region.block_rows, region.block_columns, region.block.nbytes)
+    strides = (bytes_per_row * rows_per_image, bytes_per_row, region.block.nbytes, 1)
+    if not needed:
+        return np.empty(shape, np.uint8)
+    if not array.flags.c_contiguous:
+        return Scattered(array, offset, shape, strides)
+    return np.ndarray(shape, np.uint8, array.reshape(-1).view(np.uint8), offset, strides)
+
+
+def _shaped(array: npt.NDArray[Any], region: TextureRegion) -> npt.NDArray[Any] | None:
+    """The texel blocks of `array` if its own shape is the region's, or None."""
+    room = (region.size[2], region.block_rows, region.block_columns)
+    shaped = as_blocks(array, region.block, region.texture.dimension, room)
+    return shaped if shaped is not None and shaped.shape[:3] == room else None
+
+
+def _infer(
+    array: npt.NDArray[Any], texture: Any, mip_level: int, origin: Triple, block: TexelBlock
+) -> tuple[npt.NDArray[Any], Triple]:
+    """The texel blocks of `array`, and the size in texels that its shape tells."""
+    level = mip_extent(texture, mip_level)
+    room = (
+        level[2] - origin[2],
+        -(-(level[1] - origin[1]) // block.height),
+        -(-(level[0] - origin[0]) // block.width),
+    )
+    blocks = as_blocks(array, block, texture.dimension, room)
+    if blocks is None and is_raw(array) and origin == (0, 0, 0):
+        blocks = _as_level(array, (*room, block.nbytes))
+    if blocks is None:
+        raise InvalidCopy(
+            f"the size cannot be told from data of shape {array.shape} and {array.itemsize} bytes an item, for a "
+            f"{texture.dimension} texture of {texture.format} with {block.nbytes} bytes a texel block: shape it "
+            "(layers, rows, columns, channels), as with np.moveaxis where the channels come first, or give size and "
+            "data_layout"
+        )
+    layers, rows, columns = blocks.shape[:3]
+    return blocks, (columns * block.width, rows * block.height, layers)
+
+
+def _as_level(array: npt.NDArray[Any], shape: tuple[int, int, int, int]) -> npt.NDArray[Any] | None:
+    """Contiguous bytes, exactly those of a whole mip level, flat or row by row, as blocks of this shape; or None."""
+    layers, rows, columns, nbytes = shape
+    by_rows = ((layers, rows, columns * nbytes), (rows, columns * nbytes)[: 2 * (layers == 1)])
+    fits = array.nbytes == math.prod(shape) and (array.ndim == 1 or array.shape in by_rows)
+    return array.reshape(-1).view(np.uint8).reshape(shape) if fits and array.flags.c_contiguous else None

@@ -1,0 +1,561 @@
+"""The engine of a ring: on its loop, synchronous, without an await. The policy decides; this acts, and counts.
+
+How a byte travels:
+
+1. A lane `take`s a place, or `ask`s for one in the line: FREE → FILLING.
+2. It is written, and the place ends: `stage` its copies, or `give_up`.
+3. The lane `depart`s: buffers are sealed and handed to the carrier: → DEPARTING → AWAY.
+4. The carrier brings a buffer back: → FREE, and the first in the line is handed its place.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from logging import WARNING
+from typing import Any
+
+from ..carrier.protocol import Carrier, Departure
+from ..carrier.timeline import Timeline
+from ..data.copies import Copy
+from ..errors import (
+    AllocationClosed,
+    DeviceLost,
+    FenceTimeout,
+    InvalidCopy,
+    RingClosed,
+    StagingError,
+    StallTimeout,
+    afresh,
+)
+from ..events import DEBUG, event, logger, report
+from ..gpu.protocol import Native
+from ..loop import LoopPort
+from . import policy
+from .buffer import NO_TASK, Load, Place, Shelf, StagingBuffer, State
+from .demand import Demand
+from .lanes import Lane
+from .line import Line, Waiter
+from .outcome import Outcome
+from .submission import Submission
+from .views import Views
+
+
+@dataclass(slots=True)
+class Counts:
+    """What happened since the ring was opened."""
+
+    stalls: int = 0
+    stall_seconds: float = 0.0
+    submits: int = 0
+    nbytes: int = 0
+    allocations: int = 0
+
+
+class Engine:
+    """Buffers, lanes and the line of a ring, and what is done with them.
+
+    :param patience: seconds that a call waits before it asks whether waiting can help.
+    """
+
+    carrier: Carrier
+    native: Native
+    buffer_size: int
+    port: LoopPort
+    timeline: Timeline[Any]
+
+    def __init__(self, ring_count: int, inline_size: int, patience: float, fence_timeout: float | None) -> None:
+        self.inline_size = inline_size
+        self.patience = patience
+        self.fence_timeout = fence_timeout
+        self.error: StagingError | None = RingClosed("the ring is not open; use 'async with'")
+        self.shelf = Shelf()
+        self.slots = Lane()  # what users are given
+        self.uploads = Lane()  # of this turn of the loop
+        self.lanes = dict.fromkeys((self.slots, self.uploads))  # and one of each batch and frame, oldest first
+        self.line = Line()
+        self.counts = Counts()
+        self.demand = Demand(ring_count)
+        self.last: Any = None  # the fence of the newest submission
+        self.under_way: deque[Submission] = deque()  # that the carrier has, and has not submitted yet
+        self._ways: dict[Way, None] = {}  # submits that wait for an open slot
+        self._failures: deque[tuple[Any, InvalidCopy]] = deque(maxlen=64)  # of slots: (task, why)
+        self._change: Outcome[Engine] | None = None
+        self._flush_scheduled = False
+        self._logs = False  # whether somebody listens to events; asked at each submit, which is cheap enough
+        # Weakly, or the engine would keep itself alive by the slots that it watches.
+        self._slot_gone = _call_weakly(weakref.WeakMethod(self._reclaim_later))
+
+    def use(self, timeline: Timeline[Any]) -> None:
+        """Live on the loop of `timeline`, on its device."""
+        self.timeline, self.native, self.port = timeline, timeline.native, timeline.port
+        self._logs = logger.isEnabledFor(DEBUG)
+
+    def start(self, carrier: Carrier) -> None:
+        """The buffers on the shelf are mapped: work with them."""
+        self.carrier = carrier
+        self.demand = Demand(len(self.shelf.all))
+        self.buffer_size = self.shelf.all[0].size
+        for buffer in self.shelf.all:
+            self._receive(buffer)
+        self.error = None
+
+    # -- checks --
+
+    def check(self) -> None:
+        """:raises RingClosed, DeviceLost: it has ended. :raises WrongLoop: called elsewhere than on its loop."""
+        if self.error is not None:
+            raise afresh(self.error)
+        self.port.check()
+
+    def check_task(self) -> None:
+        """The same, for what may wait. :raises WrongLoop: called in no task of its loop."""
+        if self.error is not None:
+            raise afresh(self.error)
+        self.port.check_task()
+
+    def check_lane(self, lane: Lane) -> None:
+        """:raises AllocationClosed: it has ended."""
+        if self.error is not None:
+            raise afresh(self.error)
+        if lane.ended:
+            raise AllocationClosed("the batch or frame has ended")
+
+    def check_device(self) -> None:
+        """:raises DeviceLost: it is lost: with nothing in flight, nobody has heard of that yet."""
+        if self.native.is_lost():
+            self.break_down(DeviceLost("the device was lost"))
+        self.check()
+
+    def check_fences(self) -> None:
+        """:raises FenceTimeout: the GPU has not finished for too long."""
+        if self.fence_timeout is None:
+            return
+        if self.under_way and (age := self.under_way[0].fence.elapsed) > self.fence_timeout:
+            raise FenceTimeout(f"the GPU is busy; a submit has been waiting for it for {age:.3f} s")
+        if self.timeline.oldest_age() > self.fence_timeout:
+            raise FenceTimeout(f"the GPU has not given a staging buffer back; {self.timeline.describe()}")
+
+    def explain(self) -> None:
+        """Raise if waiting on cannot help: say who holds the buffers, or that the GPU does."""
+        self.check_device()
+        self.reclaim()  # what stays behind cannot go
+        held = policy.who_holds_what(self.shelf)
+        if held is not None:
+            message = f"no staging buffer can come back; {'; '.join(held)}"
+            report(WARNING, "stall_timeout", message)
+            raise StallTimeout(message)
+        self.check_fences()
+
+    # -- places --
+
+    def take(self, lane: Lane, size: int, alignment: int) -> Place | None:
+        """A place, unless there is none, or others wait for one."""
+        return None if self.line else self._take(lane, size, alignment)
+
+    def _take(self, lane: Lane, size: int, alignment: int) -> Place | None:
+        choice = policy.place_for(self.shelf, lane, size, alignment, self.inline_size)
+        if choice is None:
+            return None
+        buffer, offset = choice
+        if buffer.phase is State.FREE:
+            self._begin(lane, buffer)
+        self.counts.nbytes += size
+        self.counts.allocations += 1
+        if self._logs:
+            event("allocated", buffer=buffer.index, offset=offset, size=size)
+        return buffer.take(offset, size)
+
+    def _begin(self, lane: Lane, buffer: StagingBuffer) -> None:
+        self.shelf.point_at(buffer)
+        lane.begin(buffer)
+        self.demand.least_free = min(self.demand.least_free, len(self.shelf.free))
+
+    def ask(self, lane: Lane, size: int, alignment: int) -> Waiter:
+        """Join the line for a place. `give_way` undoes it."""
+        waiter = Waiter(lane, size, alignment)
+        self.line.join(waiter)
+        self.counts.stalls += 1
+        self.demand.waits(size, len(self.shelf.all) * self.buffer_size)
+        if self._logs:
+            event("stalled", size=size, waiters=len(self.line))
+        self.reclaim()
+        self._serve()
+        return waiter
+
+    def give_way(self, waiter: Waiter) -> None:
+        """Leave the line, or give up what was handed over while the cancellation or the end was on its way."""
+        self.line.leave(waiter)
+        if waiter.place.value is not None:
+            self.give_up(waiter.place.value)
+        else:
+            self._serve()
+
+    def resumed(self, waiter: Waiter, seconds: float) -> None:
+        """It waits no more."""
+        self.counts.stall_seconds += seconds
+        self.demand.waiting -= waiter.size
+        if self._logs:
+            event("resumed", size=waiter.size, waited=seconds, granted=waiter.place.value is not None)
+
+    def _serve(self) -> None:
+        """Hand places to waiters, first come, first served."""
+        while (waiter := self.line.first) is not None:
+            place = self._take(waiter.lane, waiter.size, waiter.alignment)
+            if place is None:
+                return
+            self.line.leave(waiter)
+            waiter.place.end(place)
+
+    def stage(self, place: Place, copy: Copy) -> None:
+        """A place is filled, and this is its copy."""
+        self._end(place, copy)
+
+    def give_up(self, place: Place) -> None:
+        """A place of the library's own will not be filled."""
+        self._end(place, None)
+
+    def _end(self, place: Place, copy: Copy | None) -> None:
+        if not place.end():
+            return
+        lane: Lane = place.load.lane
+        if not lane.ended:
+            if copy is not None:
+                lane.stage(copy)
+            else:
+                place.load.used -= place.size
+        if lane is self.uploads and not self._flush_scheduled:
+            self._flush_scheduled = True
+            self.port.soon(self._flush)
+        self._let_go(place.buffer)
+
+    def _let_go(self, buffer: StagingBuffer) -> None:
+        """Somebody stopped writing to `buffer`."""
+        load: Load | None = buffer.load
+        if load is not None and not load.is_held:
+            if load.is_empty:
+                load.lane.empty(buffer)
+                self._emptied(buffer)
+            self._reclaim_for_waiters()
+        self.changed()
+
+    # -- slots that end --
+
+    def commit(self, place: Place, slot: Any, copies: Sequence[Copy], exports: Sequence[Any], recorded: int) -> None:
+        """A user's place is filled; `recorded` copies go into encoders. Without any copy it is kept for him.
+
+        `let_go` must follow.
+        """
+        load, buffer = place.load, place.buffer
+        place.end()
+        if self._logs:
+            event("committed", buffer=buffer.index, offset=place.offset, size=place.size, copies=len(copies) + recorded)
+        for copy in copies:
+            copy.owner = place.task
+            self.slots.stage(copy)
+        buffer.exports += exports
+        if not copies and not recorded:
+            load.unstaged.append(weakref.ref(slot, self._slot_gone))
+
+    def let_go(self, place: Place) -> None:
+        """All that follows from the end of a user's place."""
+        self._let_go(place.buffer)
+
+    def abandon(self, place: Place, views: Views | None) -> None:
+        """A user's place is given up."""
+        if views is not None:
+            place.buffer.exports += views.alive()
+            if views.is_foreign():
+                place.buffer.quarantine.append(views)
+        if place.buffer.load is place.load and place.end():
+            place.load.used -= place.size
+            if self._logs:
+                event("abandoned", buffer=place.buffer.index, offset=place.offset, size=place.size)
+            self._let_go(place.buffer)
+
+    # -- departing --
+
+    def depart(
+        self,
+        lane: Lane,
+        buffers: Sequence[StagingBuffer],
+        command_buffers: Sequence[Any] = (),
+        guard: Any = None,
+    ) -> Submission:
+        """Seal `buffers` and submit their copies, then `command_buffers`.
+
+        :param guard: a fence that keeps the last of `buffers` away until it is done.
+        :raises InvalidSubmit: a command buffer is unfit; nothing has changed.
+        """
+        self.native.claim_command_buffers(command_buffers)
+        submission = Submission(buffers, lane.take(buffers), command_buffers, self.timeline.make())
+        cramped = len(buffers) > 1 or bool(self.line)
+        for buffer in buffers:
+            self.demand.leaves(buffer.load.head, cramped)
+            buffer.seal()
+            self.shelf.point_past(buffer)
+        self.counts.submits += 1
+        self.last = submission.fence
+        self.under_way.append(submission)
+        departure = Departure(
+            buffers,
+            submission.copies,
+            command_buffers,
+            submission.fence,
+            made=partial(self._made, submission),
+            lost=partial(self._lost, submission),
+            back=partial(self._back, guard and (guard, buffers[-1])),
+        )
+        self.carrier.depart(departure)
+        self._logs = logger.isEnabledFor(DEBUG)
+        return submission
+
+    def _made(self, submission: Submission, failures: list[tuple[Copy, InvalidCopy]]) -> None:
+        self._left(submission)
+        if failures:
+            self._failures += submission.end_refused(failures)
+        else:
+            submission.end_made()
+        self.changed()
+
+    def _lost(self, submission: Submission, error: StagingError) -> None:
+        self._left(submission)
+        try:
+            self.break_down(error)
+        finally:
+            submission.end_lost(error)
+            self.changed()
+
+    def _left(self, submission: Submission) -> None:
+        self.under_way.remove(submission)
+        for buffer in submission.buffers:
+            buffer.leave()
+
+    def raise_failures(self) -> None:
+        """Raise what became of copies that this task staged; others' stay for them. :raises InvalidCopy:"""
+        task = self.port.current_task() or NO_TASK
+        mine = [why for owner, why in self._failures if owner is task]
+        if mine:
+            self._failures = deque((f for f in self._failures if f[0] is not task), maxlen=64)
+            raise afresh(mine[0])
+
+    def _flush(self) -> None:
+        """The turn of the loop is over: its uploads depart, but for buffers that are still being written."""
+        self._flush_scheduled = False
+        ready = [buffer for buffer in self.uploads.ready() if buffer.load.copies]
+        if ready and self.error is None:
+            self.depart(self.uploads, ready)
+
+    def close_current(self, lane: Lane) -> StagingBuffer | None:
+        """Have the lane's current buffer, or else a free one, take no more places; None: all are on their way."""
+        buffer = lane.buffers[-1] if lane.buffers else self.shelf.next_free()
+        if buffer is None:
+            return None
+        if buffer.phase is State.FREE:
+            self._begin(lane, buffer)
+        buffer.close()
+        self.shelf.point_past(buffer)
+        return buffer
+
+    def reclaim(self) -> None:
+        """Somebody needs room: what is staged and nobody writes to departs early."""
+        for lane in list(self.lanes):
+            ready = lane.ready()
+            if ready:
+                self.depart(lane, ready)
+
+    def _reclaim_for_waiters(self) -> None:
+        if self.line:
+            self.reclaim()
+            self._serve()
+
+    def _reclaim_later(self) -> None:
+        """A slot that was committed without a copy is gone, in whichever thread."""
+        self.port.post(self._reclaim_for_waiters)
+
+    # -- making way for a submit --
+
+    def way(self, lane: Lane) -> Way:
+        """A question for what may depart, once all that is staged in `lane` now may. `leave_way` must follow."""
+        way = Way(self, lane)
+        self._ways[way] = None
+        return way
+
+    def leave_way(self, way: Way) -> None:
+        """Nobody asks any more."""
+        self._ways.pop(way, None)
+
+    def make_way(self, lane: Lane, wanted: set[Copy]) -> list[StagingBuffer] | None:
+        """What may depart, if all of `wanted` may. If not, see to it that it soon will, and return None."""
+        decision = policy.way_for(self.shelf, lane, wanted)
+        if isinstance(decision, policy.Go):
+            return decision.buffers
+        for buffer in decision.close:
+            buffer.close()  # or the wait might never end
+        if decision.target is not None:
+            self._begin(lane, decision.target)
+            self._move(lane, decision.close[0], decision.target)
+        return None
+
+    def _move(self, lane: Lane, held: StagingBuffer, fresh: StagingBuffer) -> None:
+        """Have copies moved out of a buffer that somebody else holds open. Nobody's cancellation ends that."""
+        # They count as in the fresh buffer at once, which nobody submits before the bytes are there.
+        moving = [copy for copy in lane.copies if copy.source is held]
+        for copy in moving:
+            copy.source = fresh
+        here, there = held.load, fresh.load
+        there.copies, here.copies = here.copies, 0
+        leaving = here.used - sum(place.size for place in here.open)
+        there.used += leaving
+        here.used -= leaving
+        there.head = here.head
+        fresh.close()
+        ends = [buffer.hold() for buffer in (held, fresh)]
+        source, target = held.memory, fresh.memory
+        assert source is not None
+        assert target is not None
+
+        def move() -> None:
+            for copy in moving:  # to the same offsets: they fit, and stay aligned
+                span = slice(copy.offset, copy.offset + copy.nbytes)
+                target[span] = source[span]
+
+        def moved(error: BaseException | None) -> None:
+            for place in ends:
+                place.end()
+                self._let_go(place.buffer)
+
+        self.carrier.copy(move, moved)
+
+    # -- lanes that end --
+
+    def discard(self, lane: Lane) -> None:
+        """A batch or frame is abandoned: its copies are forgotten, also those that a thread is still writing."""
+        for buffer in lane.discard():
+            lane.empty(buffer)
+            self._emptied(buffer)
+        self.retire(lane)
+
+    def retire(self, lane: Lane) -> None:
+        """A batch or frame has ended; who still waits for a place in it hears of that."""
+        lane.ended = True
+        self.lanes.pop(lane, None)
+        for waiter in self.line:
+            if waiter.lane is lane:
+                self.line.leave(waiter)
+                waiter.place.end(error=AllocationClosed("the batch or frame has ended"))
+        self._serve()
+
+    # -- coming back --
+
+    def _back(self, guarded: tuple[Any, StagingBuffer] | None, buffer: StagingBuffer, ok: bool) -> None:
+        """The GPU is done with `buffer`, and it is mapped again; or with `ok` False it never will be."""
+        if self.error is not None:
+            self.changed()
+            return
+        if ok and guarded is not None and buffer is guarded[1] and not guarded[0].done():
+            guarded[0].add_done_callback(lambda _: self._back(None, buffer, ok))
+            return
+        self.demand.returns()
+        try:
+            if not ok:
+                raise DeviceLost("the device was lost with staging buffers in flight")
+            self._receive(buffer)
+        except DeviceLost as error:
+            self.break_down(error)
+
+    def _receive(self, buffer: StagingBuffer) -> None:
+        buffer.come_back(self.carrier.address(buffer.handle))
+        self._emptied(buffer)
+
+    def _emptied(self, buffer: StagingBuffer) -> None:
+        """A buffer is free, or will be when a view of it is gone."""
+        if buffer.phase is State.HELD:
+            buffer.quarantine[0].when_gone(partial(self.port.post, partial(self._look_again, buffer)))
+            return
+        if self._logs:
+            event("available", buffer=buffer.index)
+        for way in list(self._ways):  # before waiters, or a stream of those could hold a submit up for ever
+            way()
+        self._serve()
+        self.changed()
+
+    def _look_again(self, buffer: StagingBuffer) -> None:
+        buffer.empty()
+        self._emptied(buffer)
+
+    # -- what others wait for --
+
+    def next_change(self) -> Outcome[Engine]:
+        """Over when something has changed."""
+        if self._change is None:
+            self._change = Outcome()
+        return self._change
+
+    def changed(self) -> None:
+        """Tell those who wait for a change."""
+        change, self._change = self._change, None
+        if change is not None:
+            change.end(self)
+
+    @property
+    def threads_are_done(self) -> bool:
+        """Whether no thread writes to staging memory, or is about to submit."""
+        return not self.under_way and not any(buffer.load and buffer.load.filling for buffer in self.shelf.all)
+
+    # -- ending --
+
+    def break_down(self, error: StagingError) -> None:
+        """The device is gone: everybody who waits hears of it."""
+        if self.error is None:
+            self.end(error)
+
+    def end(self, error: StagingError) -> None:
+        """From now on all calls raise `error`, and those that wait do."""
+        self.error = error
+        for waiter in self.line:
+            self.line.leave(waiter)
+            waiter.place.end(error=error)
+        self._ways.clear()
+        if not isinstance(error, RingClosed):  # closing submits what is staged
+            self._fail_loads(error)
+        self.changed()
+
+    def close(self) -> None:
+        """Give the buffers up. Memory that something still points at is freed with the last of its views."""
+        self._fail_loads(RingClosed("the ring was closed"))
+        for buffer in self.shelf.all:
+            buffer.forget_memory()
+            open_slots = buffer.load is not None and buffer.load.open
+            if not open_slots and all(export() is None for export in buffer.exports):
+                self.native.destroy(buffer.handle)
+        self.shelf.clear()
+
+    def _fail_loads(self, error: StagingError) -> None:
+        for buffer in self.shelf.all:
+            if buffer.load is not None:
+                buffer.load.gone.end(error=error)
+
+
+class Way:
+    """Asked whether what was staged in a lane when it was made may depart: see `Engine.way`."""
+
+    def __init__(self, engine: Engine, lane: Lane) -> None:
+        self._engine, self._lane, self._wanted = engine, lane, set(lane.copies)
+
+    def __call__(self) -> list[StagingBuffer] | None:
+        return self._engine.make_way(self._lane, self._wanted)
+
+
+def _call_weakly(method: weakref.WeakMethod[Callable[[], object]]) -> Callable[[object], None]:
+    """A callback for weak references that calls a method of something that may be gone by then."""
+
+    def call(_: object) -> None:
+        bound = method()
+        if bound is not None:
+            bound()
+
+    return call

@@ -1,0 +1,86 @@
+"""What to do next, as pure functions from the state of a ring to a value. They change nothing: the engine acts.
+
+- Where does a place come from? From the lane's last buffer while that has room; else from a free one, in ring order;
+  else from any of the lane's with room. Two things make a free buffer better than the last one: an open allocation in
+  it that is old, since a slow producer holds up everybody beside it, and a large upload that a thread copies there,
+  since the two could be copied at once.
+- What departs because somebody needs room? Whatever nobody writes to, as long as no copy overtakes an earlier one to
+  the same destination: `Lane.ready`.
+- How do a submit's copies get out of a buffer that somebody else writes to? The buffer takes no more places, so that it
+  comes free at the latest when those in it end; with a free buffer the copies are moved there.
+- Who holds what, when nothing can move?
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from ..data.copies import Copy
+from .buffer import Shelf, StagingBuffer
+from .lanes import Lane
+
+
+class Take(NamedTuple):
+    """Take a place at `offset` of `buffer`: the lane's own, or a free one."""
+
+    buffer: StagingBuffer
+    offset: int
+
+
+class Go(NamedTuple):
+    """These may depart now."""
+
+    buffers: list[StagingBuffer]
+
+
+class Stay(NamedTuple):
+    """Wait: for the end of places in `close`, which take no more; and copies of the first of them move to `target`."""
+
+    close: list[StagingBuffer]
+    target: StagingBuffer | None
+
+
+def place_for(shelf: Shelf, lane: Lane, size: int, alignment: int, large: int) -> Take | None:
+    """Where the lane gets a place; None: there is none.
+
+    :param large: bytes above which a thread copies.
+    """
+    if lane.buffers:
+        last = lane.buffers[-1]
+        offset = last.fits(size, alignment)
+        if offset is not None and not last.load.is_held_long() and not _spreads(shelf, last, size, large):
+            return Take(last, offset)
+    fresh = shelf.next_free()
+    if fresh is not None:
+        return Take(fresh, 0)
+    for buffer in reversed(lane.buffers):
+        offset = buffer.fits(size, alignment)
+        if offset is not None:
+            return Take(buffer, offset)
+    return None
+
+
+def _spreads(shelf: Shelf, buffer: StagingBuffer, size: int, large: int) -> bool:
+    """Whether an upload that takes much of a buffer had better not wait in it for another's thread, since most are
+    free. Smaller ones gain more by sharing a submit."""
+    if size <= large or 4 * size < buffer.size or not buffer.load.filling:
+        return False
+    return 2 * len(shelf.free) > len(shelf.all)
+
+
+def way_for(shelf: Shelf, lane: Lane, wanted: set[Copy]) -> Go | Stay:
+    """How all of `wanted` get to a submit of this lane. A copy that one of them would overtake goes with them."""
+    ready = lane.may_go({buffer for buffer in lane.buffers if buffer.load.is_held})
+    left = {copy.source for copy in wanted.intersection(lane.copies)}.difference(ready)
+    if not left:
+        return Go(ready)
+    blocked = [buffer for buffer in lane.buffers if buffer.load.is_held and buffer in left] or lane.blocked()
+    # A place that was handed to a waiter becomes an open allocation in this turn: it is not moved away from.
+    movable = blocked[0].load.open and not blocked[0].load.filling
+    return Stay(blocked, shelf.next_free() if movable else None)
+
+
+def who_holds_what(shelf: Shelf) -> list[str] | None:
+    """For each buffer, what only users can end; None if something else may still bring one back."""
+    reasons = [buffer.held_by() for buffer in shelf.all]
+    return [f"buffer {b.index}: {why}" for b, why in zip(shelf.all, reasons, strict=True)] if all(reasons) else None
