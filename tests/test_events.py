@@ -39,7 +39,7 @@ async def test_a_slot_an_upload_and_a_stall_are_told_step_by_step(caplog: pytest
         await until(lambda: ring.stats_nowait().bytes_in_flight == 0)
     said = [fields(record) for record in caplog.records]
     assert caplog.records[0].getMessage() == "allocated buffer=0 offset=0 size=64"
-    assert caplog.records[0].funcName == "_take"  # where it happened, not where it was logged
+    assert caplog.records[0].funcName == "_occupy"  # where it happened, not where it was logged
     waited, *took = [record.pop(name) for name in ("waited", "elapsed") for record in said if name in record]
     assert waited > 0
     assert all(seconds > 0 for seconds in took)

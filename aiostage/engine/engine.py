@@ -154,13 +154,13 @@ class Engine:
 
     def take(self, lane: Lane, size: int, alignment: int) -> Place | None:
         """A place, unless there is none, or others wait for one."""
-        return None if self.line else self._take(lane, size, alignment)
-
-    def _take(self, lane: Lane, size: int, alignment: int) -> Place | None:
-        choice = policy.place_for(self.shelf, lane, size, alignment, self.inline_size)
-        if choice is None:
+        if self.line:
             return None
-        buffer, offset = choice
+        take = policy.place_for(self.shelf, lane, size, alignment, self.inline_size)
+        return None if take is None else self._occupy(take, lane, size)
+
+    def _occupy(self, take: policy.Take, lane: Lane, size: int) -> Place:
+        buffer, offset = take
         if buffer.phase is State.FREE:
             self._begin(lane, buffer)
         self.counts.nbytes += size
@@ -203,12 +203,10 @@ class Engine:
 
     def _serve(self) -> None:
         """Hand places to waiters, first come, first served."""
-        while (waiter := self.line.first) is not None:
-            place = self._take(waiter.lane, waiter.size, waiter.alignment)
-            if place is None:
-                return
+        while (served := policy.next_served(self.shelf, self.line, self.inline_size)) is not None:
+            waiter, take = served
             self.line.leave(waiter)
-            waiter.place.end(place)
+            waiter.place.end(self._occupy(take, waiter.lane, waiter.size))
 
     def stage(self, place: Place, copy: Copy) -> None:
         """A place is filled, and this is its copy."""

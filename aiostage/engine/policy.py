@@ -4,6 +4,7 @@
   else from any of the lane's with room. Two things make a free buffer better than the last one: an open allocation in
   it that is old, since a slow producer holds up everybody beside it, and a large upload that a thread copies there,
   since the two could be copied at once.
+- Who gets a place that has come free? The first in the line, or nobody: one who wants less does not go ahead.
 - What departs because somebody needs room? Whatever nobody writes to, as long as no copy overtakes an earlier one to
   the same destination: `Lane.ready`.
 - How do a submit's copies get out of a buffer that somebody else writes to? The buffer takes no more places, so that it
@@ -18,6 +19,7 @@ from typing import NamedTuple
 from ..data.copies import Copy
 from .buffer import Shelf, StagingBuffer
 from .lanes import Lane
+from .line import Line, Waiter
 
 
 class Take(NamedTuple):
@@ -58,6 +60,15 @@ def place_for(shelf: Shelf, lane: Lane, size: int, alignment: int, large: int) -
         if offset is not None:
             return Take(buffer, offset)
     return None
+
+
+def next_served(shelf: Shelf, line: Line, large: int) -> tuple[Waiter, Take] | None:
+    """Who of the line gets which place now: the first, or nobody."""
+    waiter = line.first
+    if waiter is None:
+        return None
+    take = place_for(shelf, waiter.lane, waiter.size, waiter.alignment, large)
+    return take and (waiter, take)
 
 
 def _spreads(shelf: Shelf, buffer: StagingBuffer, size: int, large: int) -> bool:
