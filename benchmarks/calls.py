@@ -1,6 +1,6 @@
 """What the calls of a submit cost the thread that makes them, alone and beside threads that copy.
 
-With the interpreter's lock given away at each call, as through cffi, and kept (`aiostage/cfunctions.py`).
+With the interpreter's lock given away at each call, as through cffi, and kept (`aiostage/gpu/functions.py`).
 """
 
 from __future__ import annotations
