@@ -235,5 +235,5 @@ def test_a_missing_extra_is_named_with_the_command_that_installs_it() -> None:
 def test_the_command_line_starts_without_any_extra() -> None:
     """Otherwise nobody would live to read which one is missing."""
     hidden = "import sys; sys.modules.update(dict.fromkeys(('rich', 'rendercanvas', 'PIL', 'skimage')))"
-    code = f"{hidden}; from aiostage import cli, doctor; cli.build_parser()"
+    code = f"{hidden}; from aiostage.tools import cli, doctor; cli.build_parser()"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0

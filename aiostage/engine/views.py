@@ -6,6 +6,7 @@ still point at the memory is found by a weak reference to the object that export
 
 from __future__ import annotations
 
+import threading
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -14,7 +15,11 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import ViewStillAlive
+from ..exits import holding
 from ..gpu.memory import export
+
+_adopting = threading.RLock()
+"""Held to change whose arrays are known, by any thread: several may slice the array of one slot."""
 
 
 class StagedArray(np.ndarray[Any, np.dtype[Any]]):
@@ -56,7 +61,7 @@ class Views:
         self._view: Callable[[], memoryview | None] = _nothing
         self._view_source: Callable[[], Any] = _nothing
         self._array_source: Callable[[], Any] = _nothing
-        self._arrays: dict[int, weakref.ref[StagedArray]] = {}  # by id; `copy` and the like are one step each
+        self._arrays: list[weakref.ref[StagedArray]] = []
         self._prune_at = 64
         self._frozen = False
 
@@ -90,15 +95,13 @@ class Views:
     def adopt(self, array: StagedArray) -> None:
         """Have `array` become read-only with the others, or now if they have."""
         array._views = self
-        if len(self._arrays) >= self._prune_at:  # a loop over rows makes one a row
-            for key, ref in self._arrays.copy().items():
-                if ref() is None:
-                    self._arrays.pop(key, None)
-            self._prune_at = 2 * len(self._arrays) + 64
-        ref = weakref.ref(array)
-        self._arrays[id(ref)] = ref
-        if self._frozen:  # asked last: `_freeze` says so before it looks for arrays
-            array.flags.writeable = False
+        with holding(_adopting):
+            if len(self._arrays) >= self._prune_at:  # a loop over rows makes one a row
+                self._arrays = [ref for ref in self._arrays if ref() is not None]
+                self._prune_at = 2 * len(self._arrays) + 64
+            self._arrays.append(weakref.ref(array))
+            if self._frozen:
+                array.flags.writeable = False
 
     def close(self, strict: bool) -> None:
         """Make the arrays read-only and release the view.
@@ -152,12 +155,13 @@ class Views:
             weakref.finalize(view, self._owner, None).atexit = False
 
     def _freeze(self) -> None:
-        self._frozen = True
-        for ref in self._arrays.copy().values():
-            array = ref()
-            if array is not None:
-                array.flags.writeable = False
-        self._arrays.clear()
+        with holding(_adopting):
+            self._frozen = True
+            for ref in self._arrays:
+                array = ref()
+                if array is not None:
+                    array.flags.writeable = False
+            self._arrays.clear()
 
 
 def _is_released(view: memoryview) -> bool:
