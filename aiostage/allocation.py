@@ -203,7 +203,7 @@ class Allocation:
             if recorded:
                 record(engine, place, recorded, stays=bool(copies))
         finally:
-            engine.let_go(place)
+            engine.let_go(place.buffer)
         self._forget_copies()
 
     def abandon(self) -> None:

@@ -83,7 +83,7 @@ def snapshot(engine: Engine, ring_count: int, buffer_size: int, budget: MemoryBu
         ring_count=ring_count,
         buffer_size=buffer_size,
         buffer_states=tuple(buffer.state for buffer in buffers),
-        waiters=len(engine.line),
+        waiters=len(engine.line.waiters),
         bytes_total=counts.nbytes,
         allocations_total=counts.allocations,
         submits=counts.submits,

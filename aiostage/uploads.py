@@ -56,14 +56,13 @@ def put(engine: Engine, lane: Lane, buffer: Any, buffer_offset: Any, data: Any) 
     if not 0 < nbytes <= min(engine.inline_size, engine.buffer_size) or type(buffer_offset) is not int:
         return False
     buffer, buffer_offset, pin = check_buffer_copy(buffer, buffer_offset, nbytes, engine.native)
-    place = engine.take(lane, nbytes, 4) if pin is None else None  # a pin lives as long as a copy of its own
-    if place is None:
+    found = engine.reserve(lane, nbytes, 4) if pin is None else None  # a pin lives as long as a copy of its own
+    if found is None:
         return False
-    memory = place.buffer.bytes
-    assert memory is not None
-    memory[place.offset : place.offset + nbytes] = source
-    lane.stage_bytes(place, buffer, buffer_offset)
-    place.end()
+    staging, offset = found
+    assert staging.bytes is not None
+    staging.bytes[offset : offset + nbytes] = source
+    lane.stage_bytes(staging, offset, buffer, buffer_offset, nbytes)
     return True
 
 
@@ -110,16 +109,16 @@ class Filling:
     def start(self, piece: Piece, place: Place) -> None:
         """Fill a place and stage its copy, now or in a worker thread."""
         self._pending += 1
-        ended = partial(self._ended, piece, place)
         if piece.nbytes > self._engine.inline_size:
-            self._engine.carrier.copy(partial(piece.fill, place.memory), ended, piece.nbytes)
+            fill = partial(piece.fill, place.memory)
+            self._engine.carrier.copy(fill, partial(self._ended, piece, place), piece.nbytes)
             return
         try:
             piece.fill(place.memory)
         except BaseException as error:
-            ended(error)
+            self._ended(piece, place, error)
             raise
-        ended(None)
+        self._ended(piece, place, None)
 
     async def finish(self) -> None:
         """Wait until nothing is pending, also when cancelled: threads read the caller's data and write into a shared

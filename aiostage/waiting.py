@@ -19,11 +19,11 @@ from .errors import afresh
 T = TypeVar("T")
 
 
-async def outcome(pending: Outcome[T], make_event: Callable[[], Any] = anyio.Event) -> T:
+async def outcome(pending: Outcome[T], make_event: Callable[[], Any] | None = None) -> T:
     """What comes out, for any number of tasks. Raises an error of it anew."""
     if not pending.is_over:
         if pending.event is None:
-            pending.event = make_event()
+            pending.event = (make_event or anyio.Event)()  # not as a default: anyio imports its parts when asked
         await pending.event.wait()
     if pending.error is not None:
         raise afresh(pending.error)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).parents[1]
-TESTS = ("test_model.py", "test_ring.py", "test_waiting.py")
+TESTS = ("test_policy.py", "test_model.py", "test_ring.py", "test_waiting.py")
 """Tried in this order, until one fails."""
 
 
@@ -27,11 +27,12 @@ class Mutant(NamedTuple):
 
 
 MUTANTS = [
+    Mutant("the last come is served first", "engine/line.py", "next(iter(self.waiters)", "next(reversed(self.waiters)"),
     Mutant(
-        "the last come is served first", "engine/line.py", "next(iter(self._waiters)", "next(reversed(self._waiters)"
-    ),
-    Mutant(
-        "who comes later is served while others wait", "engine/engine.py", "if self.line:\n            return None", ""
+        "who comes later is served while others wait",
+        "engine/engine.py",
+        "if self.line.waiters:\n            return None",
+        "",
     ),
     Mutant(
         "a buffer is sealed under an open slot",
@@ -101,7 +102,12 @@ MUTANTS = [
         "self._pending[0].value <= value",
         "self._pending[0].value <= value + 1",
     ),
-    Mutant("uploads hear nothing of their submit", "engine/submission.py", "*(load.gone for load in self._loads)", ""),
+    Mutant(
+        "uploads hear nothing of their submit",
+        "engine/submission.py",
+        "            load.gone.end(self, error)\n",
+        "            pass\n",
+    ),
     Mutant(
         "a lost device leaves writers waiting",
         "engine/engine.py",
@@ -126,11 +132,10 @@ def play(mutant: Mutant) -> str:
         for test in TESTS:
             command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", str(ROOT / "tests" / test)]
             environment = os.environ | {"PYTHONPATH": folder}
-            done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
+            done = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, check=False)
             if done.returncode:
-                return next(
-                    (line.split(" - ")[0] for line in done.stdout.splitlines() if line.startswith("FAILED")), test
-                )
+                failed = [line for line in done.stdout.splitlines() if line.startswith("FAILED")]
+                return failed[0].split(" - ")[0].split("/")[-1] if failed else f"{test}, which hangs"
     return "nowhere"
 
 

@@ -244,11 +244,11 @@ class WatchedEngine(Engine):
 
     model: Model
 
-    def take(self, lane: Any, size: int, alignment: int) -> Any:
-        place = super().take(lane, size, alignment)
-        if place is not None and lane is not self.slots:
-            self.model.placed(place, size)
-        return place
+    def reserve(self, lane: Any, size: int, alignment: int) -> Any:
+        found = super().reserve(lane, size, alignment)
+        if found is not None and lane is not self.slots:
+            self.model.placed(*found, size)
+        return found
 
     def _move(self, lane: Any, held: Any, fresh: Any) -> None:
         self.model.moves(held.index, fresh.index)
@@ -421,16 +421,16 @@ class Model:
             self.unanswered(ask)
             raise
         self.answered(ask)
-        self.placed(place, size, counts=False)
+        self.placed(place.buffer, place.offset, size, counts=False)
         return place
 
-    def placed(self, taken: Any, size: int, counts: bool = True) -> None:
+    def placed(self, buffer: Any, offset: int, size: int, counts: bool = True) -> None:
         """A piece of an upload has its place."""
         if counts:
             self.total += 1
             self.bytes_total += size
         user, threaded = self.user_here(), size > self.ring._engine.inline_size
-        place = Place(size, taken.buffer.index, taken.offset, "filling" if threaded else "kept", user.batch)
+        place = Place(size, buffer.index, offset, "filling" if threaded else "kept", user.batch)
         place.writes = [user.writing]
         self.add_place(place)
         if threaded:

@@ -17,7 +17,7 @@ from aiostage.engine import buffer as buffer_module
 from aiostage.engine.buffer import Place, Shelf, StagingBuffer, State
 from aiostage.engine.lanes import Lane
 from aiostage.engine.line import Line, Waiter
-from aiostage.engine.policy import Go, Stay, Take, next_served, place_for, way_for, who_holds_what
+from aiostage.engine.policy import Go, Stay, next_served, place_for, way_for, who_holds_what
 
 LARGE = 16  # bytes above which a thread copies: four letters
 
@@ -41,14 +41,16 @@ class Memory:
     def come_back(self, index: int) -> None:
         self[index].come_back(self.memories[index].ctypes.data)
 
-    def act(self, take: Take | None, letters: int, lane: Lane | None = None) -> Place | None:
+    def act(self, take: Any, letters: int, lane: Lane | None = None) -> Place | None:
         """Take the place, as the engine does."""
         if take is None:
             return None
-        if take.buffer.phase is State.FREE:
-            self.shelf.point_at(take.buffer)
-            (lane or self.lane).begin(take.buffer)
-        place = take.buffer.take(take.offset, 4 * letters)
+        buffer, offset = take
+        if buffer.phase is State.FREE:
+            self.shelf.point_at(buffer)
+            (lane or self.lane).begin(buffer)
+        buffer.reserve(offset, 4 * letters)
+        place = Place(buffer, offset, 4 * letters)
         self.places.append((next(self.letters), place))
         return place
 
@@ -238,6 +240,20 @@ def test_no_copy_overtakes_an_earlier_one_to_the_same_destination(memory: Memory
     memory.fill(8)
     assert str(memory) == "aaaaaa**|ccccdddd|eeeeeeee"
     assert memory.lane.ready() == [memory[2]]
+
+
+def test_what_stays_behind_holds_back_what_comes_after_it_in_turn(memory: Memory) -> None:
+    """The first copy of a buffer that stays is found on a second look."""
+    one, other = object(), object()
+    memory.fill(4, one)
+    late = memory.open(4)  # beside it, and committed after what lies in the next buffer
+    memory.fill(4, other)
+    memory.open(4)
+    late.end()
+    memory.lane.stage(BufferCopy(late.buffer, late.offset, other, 0, late.size))
+    memory.fill(8, one)
+    assert str(memory) == "aaaabbbb|cccc****|eeeeeeee"
+    assert memory.lane.ready() == []
 
 
 def test_nothing_departs_that_holds_nothing(memory: Memory) -> None:

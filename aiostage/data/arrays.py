@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -126,21 +125,27 @@ def _row(array: Array, index: int) -> Array:
 # -- texels --
 
 
-@dataclass(frozen=True, slots=True, eq=False)
 class Scattered:
-    """Texel blocks in the C-order bytes of an array that does not have them in a row, which `gather` does for it."""
+    """Texel blocks in the C-order bytes of an array that does not have them in a row, which `gather` does for it.
 
-    array: Array
-    offset: int
-    shape: tuple[int, int, int, int]
-    """(layers, block rows, block columns, bytes of a block)"""
-    strides: tuple[int, int, int, int]
+    :param shape: (layers, block rows, block columns, bytes of a block), with `strides` in bytes from `offset` on.
+    """
+
+    __slots__ = ("array", "offset", "shape", "strides")
+
+    def __init__(
+        self, array: Array, offset: int, shape: tuple[int, int, int, int], strides: tuple[int, int, int, int]
+    ) -> None:
+        self.array = array
+        self.offset = offset
+        self.shape = shape
+        self.strides = strides
 
     def __getitem__(self, window: tuple[slice, slice, slice]) -> Scattered:
         ranges = [range(n)[part] for n, part in zip(self.shape, window, strict=False)]
         offset = self.offset + sum(r.start * step for r, step in zip(ranges, self.strides, strict=False))
         layers, rows, columns = map(len, ranges)
-        return replace(self, offset=offset, shape=(layers, rows, columns, self.shape[3]))
+        return Scattered(self.array, offset, (layers, rows, columns, self.shape[3]), self.strides)
 
     def gather(self) -> Array:
         """The blocks, in memory of their own: no more of the array than from the first of them to the last."""

@@ -13,8 +13,7 @@ all of it with wgpu.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -22,8 +21,7 @@ COPY_BYTES_PER_ROW_ALIGNMENT = 256
 """Bytes. `bytes_per_row` of a copy from a buffer is a multiple of it; `GPUQueue.write_texture` takes any."""
 
 
-@dataclass(frozen=True, slots=True)
-class TexelBlock:
+class TexelBlock(NamedTuple):
     """The unit that a copy moves."""
 
     width: int  # texels
@@ -138,8 +136,7 @@ _DEPTH_STENCIL = {
 _ASPECTS = ("all", "depth-only", "stencil-only")
 
 
-@dataclass(frozen=True, slots=True)
-class _Format:
+class _Format(NamedTuple):
     blocks: Mapping[str, TexelBlock]  # by aspect, only what a copy may write
     feature: str | None = None
     layout: tuple[np.dtype[Any], int] | None = None

@@ -43,6 +43,11 @@ class State(enum.Enum):
     AWAY = enum.auto()
     HELD = enum.auto()
 
+    __hash__ = object.__hash__  # an enum's own is a call of Python
+
+
+_FILLING = State.FILLING  # asked for with each place, and slow to look up in an enum
+
 
 class BufferState(enum.StrEnum):
     """Where a staging buffer is in its life, as far as users need to know."""
@@ -74,16 +79,16 @@ class Place:
 
     __slots__ = ("_holder", "buffer", "is_over", "load", "name", "offset", "since", "size")
 
-    def __init__(self, buffer: StagingBuffer, load: Load, offset: int, size: int) -> None:
+    def __init__(self, buffer: StagingBuffer, offset: int, size: int) -> None:
         self.buffer = buffer
-        self.load = load
+        self.load: Load = buffer.load
         self.offset = offset
         self.size = size
         self.name: str | None = None
         self.since = 0.0
         self.is_over = False
         self._holder: weakref.ref[Any] | None = None  # weakly: a task keeps its result, which may be the allocation
-        load.filling += 1
+        self.load.filling += 1
 
     def give_to(self, task: Any, name: str) -> None:
         """A user has it from now on: `task`, or with None nobody in particular."""
@@ -246,21 +251,20 @@ class StagingBuffer:
 
     def fits(self, size: int, alignment: int) -> int | None:
         """Offset where `size` bytes fit, or None."""
-        if self.phase is not State.FILLING:
+        if self.phase is not _FILLING:
             return None
         offset = -(-self.load.head // alignment) * alignment
         return None if offset + size > self.size else offset
 
-    def take(self, offset: int, size: int) -> Place:
-        """A place from `offset` on, where they fit."""
-        load: Load = self.load
+    def reserve(self, offset: int, size: int) -> None:
+        """Take `size` bytes from `offset` on, where they fit. Who writes them later needs a `Place` as well."""
+        load = self.load
         load.head = offset + size
         load.used += size
-        return Place(self, load, offset, size)
 
     def hold(self) -> Place:
         """A place of no size, which keeps it from departing."""
-        return Place(self, self.load, 0, 0)
+        return Place(self, 0, 0)
 
     def held_by(self) -> str:
         """What keeps it from coming back that only users can end, once all that can go is gone; empty if nothing."""

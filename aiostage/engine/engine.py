@@ -13,7 +13,6 @@ from __future__ import annotations
 import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from logging import WARNING
 from typing import Any
@@ -44,15 +43,14 @@ from .submission import Submission
 from .views import Views
 
 
-@dataclass(slots=True)
 class Counts:
     """What happened since the ring was opened."""
 
-    stalls: int = 0
-    stall_seconds: float = 0.0
-    submits: int = 0
-    nbytes: int = 0
-    allocations: int = 0
+    __slots__ = ("allocations", "nbytes", "stall_seconds", "stalls", "submits")
+
+    def __init__(self) -> None:
+        self.stalls = self.submits = self.nbytes = self.allocations = 0
+        self.stall_seconds = 0.0
 
 
 class Engine:
@@ -154,20 +152,27 @@ class Engine:
 
     def take(self, lane: Lane, size: int, alignment: int) -> Place | None:
         """A place, unless there is none, or others wait for one."""
-        if self.line:
-            return None
-        take = policy.place_for(self.shelf, lane, size, alignment, self.inline_size)
-        return None if take is None else self._occupy(take, lane, size)
+        found = self.reserve(lane, size, alignment)
+        return None if found is None else Place(found[0], found[1], size)
 
-    def _occupy(self, take: policy.Take, lane: Lane, size: int) -> Place:
-        buffer, offset = take
-        if buffer.phase is State.FREE:
+    def reserve(self, lane: Lane, size: int, alignment: int) -> tuple[StagingBuffer, int] | None:
+        """Likewise the buffer and offset, for bytes that are written and staged in the same breath."""
+        if self.line.waiters:
+            return None
+        found = policy.place_for(self.shelf, lane, size, alignment, self.inline_size)
+        if found is not None:
+            self._occupy(found[0], found[1], lane, size)
+        return found
+
+    def _occupy(self, buffer: StagingBuffer, offset: int, lane: Lane, size: int) -> None:
+        if buffer.load is None:
             self._begin(lane, buffer)
-        self.counts.nbytes += size
-        self.counts.allocations += 1
+        buffer.reserve(offset, size)
+        counts = self.counts
+        counts.nbytes += size
+        counts.allocations += 1
         if self._logs:
             event("allocated", buffer=buffer.index, offset=offset, size=size)
-        return buffer.take(offset, size)
 
     def _begin(self, lane: Lane, buffer: StagingBuffer) -> None:
         self.shelf.point_at(buffer)
@@ -181,7 +186,7 @@ class Engine:
         self.counts.stalls += 1
         self.demand.waits(size, len(self.shelf.all) * self.buffer_size)
         if self._logs:
-            event("stalled", size=size, waiters=len(self.line))
+            event("stalled", size=size, waiters=len(self.line.waiters))
         self.reclaim()
         self._serve()
         return waiter
@@ -204,9 +209,10 @@ class Engine:
     def _serve(self) -> None:
         """Hand places to waiters, first come, first served."""
         while (served := policy.next_served(self.shelf, self.line, self.inline_size)) is not None:
-            waiter, take = served
+            waiter, (buffer, offset) = served
             self.line.leave(waiter)
-            waiter.place.end(self._occupy(take, waiter.lane, waiter.size))
+            self._occupy(buffer, offset, waiter.lane, waiter.size)
+            waiter.place.end(Place(buffer, offset, waiter.size))
 
     def stage(self, place: Place, copy: Copy) -> None:
         """A place is filled, and this is its copy."""
@@ -228,9 +234,9 @@ class Engine:
         if lane is self.uploads and not self._flush_scheduled:
             self._flush_scheduled = True
             self.port.soon(self._flush)
-        self._let_go(place.buffer)
+        self.let_go(place.buffer)
 
-    def _let_go(self, buffer: StagingBuffer) -> None:
+    def let_go(self, buffer: StagingBuffer) -> None:
         """Somebody stopped writing to `buffer`."""
         load: Load | None = buffer.load
         if load is not None and not load.is_held:
@@ -245,7 +251,7 @@ class Engine:
     def commit(self, place: Place, slot: Any, copies: Sequence[Copy], exports: Sequence[Any], recorded: int) -> None:
         """A user's place is filled; `recorded` copies go into encoders. Without any copy it is kept for him.
 
-        `let_go` must follow.
+        `let_go` of its buffer must follow.
         """
         load, buffer = place.load, place.buffer
         place.end()
@@ -258,10 +264,6 @@ class Engine:
         if not copies and not recorded:
             load.unstaged.append(weakref.ref(slot, self._slot_gone))
 
-    def let_go(self, place: Place) -> None:
-        """All that follows from the end of a user's place."""
-        self._let_go(place.buffer)
-
     def abandon(self, place: Place, views: Views | None) -> None:
         """A user's place is given up."""
         if views is not None:
@@ -272,7 +274,7 @@ class Engine:
             place.load.used -= place.size
             if self._logs:
                 event("abandoned", buffer=place.buffer.index, offset=place.offset, size=place.size)
-            self._let_go(place.buffer)
+            self.let_go(place.buffer)
 
     # -- departing --
 
@@ -290,7 +292,7 @@ class Engine:
         """
         self.native.claim_command_buffers(command_buffers)
         submission = Submission(buffers, lane.take(buffers), command_buffers, self.timeline.make())
-        cramped = len(buffers) > 1 or bool(self.line)
+        cramped = len(buffers) > 1 or bool(self.line.waiters)
         for buffer in buffers:
             self.demand.leaves(buffer.load.head, cramped)
             buffer.seal()
@@ -366,7 +368,7 @@ class Engine:
                 self.depart(lane, ready)
 
     def _reclaim_for_waiters(self) -> None:
-        if self.line:
+        if self.line.waiters:
             self.reclaim()
             self._serve()
 
@@ -424,7 +426,7 @@ class Engine:
         def moved(error: BaseException | None) -> None:
             for place in ends:
                 place.end()
-                self._let_go(place.buffer)
+                self.let_go(place.buffer)
 
         self.carrier.copy(move, moved)
 
@@ -441,7 +443,7 @@ class Engine:
         """A batch or frame has ended; who still waits for a place in it hears of that."""
         lane.ended = True
         self.lanes.pop(lane, None)
-        for waiter in self.line:
+        for waiter in list(self.line.waiters):
             if waiter.lane is lane:
                 self.line.leave(waiter)
                 waiter.place.end(error=AllocationClosed("the batch or frame has ended"))
@@ -514,7 +516,7 @@ class Engine:
     def end(self, error: StagingError) -> None:
         """From now on all calls raise `error`, and those that wait do."""
         self.error = error
-        for waiter in self.line:
+        for waiter in list(self.line.waiters):
             self.line.leave(waiter)
             waiter.place.end(error=error)
         self._ways.clear()

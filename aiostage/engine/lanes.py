@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..data.copies import BufferCopy, Copy
-from .buffer import Load, Place, StagingBuffer
+from .buffer import Load, StagingBuffer
 
 
 class Lane:
@@ -45,19 +45,21 @@ class Lane:
         copy.source.load.copies += 1
         self.copies.append(copy)
 
-    def stage_bytes(self, place: Place, destination: Any, destination_offset: int) -> None:
+    def stage_bytes(
+        self, source: StagingBuffer, offset: int, destination: Any, destination_offset: int, size: int
+    ) -> None:
         """Stage bytes that nobody hears of one by one: as part of the copy before, if they continue it at both ends."""
         last = self.copies[-1] if self.copies else None
         if (
             type(last) is BufferCopy
-            and last.source is place.buffer
+            and last.source is source
             and last.destination is destination
-            and last.offset + last.size == place.offset
+            and last.offset + last.size == offset
             and last.destination_offset + last.size == destination_offset
         ):
-            last.size += place.size
+            last.size += size
         else:
-            self.stage(BufferCopy(place.buffer, place.offset, destination, destination_offset, place.size))
+            self.stage(BufferCopy(source, offset, destination, destination_offset, size))
 
     def take(self, buffers: Sequence[StagingBuffer]) -> list[Copy]:
         """Remove `buffers` and what need not stay with the others: those copies are returned in order."""

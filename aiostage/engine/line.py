@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator
 
 from .buffer import Place
 from .lanes import Lane
@@ -25,24 +24,20 @@ class Waiter:
 class Line:
     """Waiters, the first to be served first."""
 
+    __slots__ = ("waiters",)
+
     def __init__(self) -> None:
-        self._waiters: OrderedDict[Waiter, None] = OrderedDict()
-
-    def __len__(self) -> int:
-        return len(self._waiters)
-
-    def __iter__(self) -> Iterator[Waiter]:
-        return iter(list(self._waiters))
+        self.waiters: OrderedDict[Waiter, None] = OrderedDict()
 
     @property
     def first(self) -> Waiter | None:
         """Whose turn it is."""
-        return next(iter(self._waiters), None)
+        return next(iter(self.waiters), None)
 
     def join(self, waiter: Waiter) -> None:
         """Behind all others."""
-        self._waiters[waiter] = None
+        self.waiters[waiter] = None
 
     def leave(self, waiter: Waiter) -> bool:
         """Without a place, or with one. False if it had left."""
-        return self._waiters.pop(waiter, waiter) is None
+        return self.waiters.pop(waiter, waiter) is None

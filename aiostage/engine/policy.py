@@ -21,12 +21,8 @@ from .buffer import Shelf, StagingBuffer
 from .lanes import Lane
 from .line import Line, Waiter
 
-
-class Take(NamedTuple):
-    """Take a place at `offset` of `buffer`: the lane's own, or a free one."""
-
-    buffer: StagingBuffer
-    offset: int
+Take = tuple[StagingBuffer, int]
+"""A buffer, the lane's own or a free one, and the offset of a place in it. Plain: small writes are counted in µs."""
 
 
 class Go(NamedTuple):
@@ -51,14 +47,14 @@ def place_for(shelf: Shelf, lane: Lane, size: int, alignment: int, large: int) -
         last = lane.buffers[-1]
         offset = last.fits(size, alignment)
         if offset is not None and not last.load.is_held_long() and not _spreads(shelf, last, size, large):
-            return Take(last, offset)
+            return last, offset
     fresh = shelf.next_free()
     if fresh is not None:
-        return Take(fresh, 0)
+        return fresh, 0
     for buffer in reversed(lane.buffers):
         offset = buffer.fits(size, alignment)
         if offset is not None:
-            return Take(buffer, offset)
+            return buffer, offset
     return None
 
 

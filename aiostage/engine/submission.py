@@ -30,7 +30,7 @@ class Submission:
         self.command_buffers = command_buffers
         self.fence = fence
         self.failures: list[tuple[Copy, InvalidCopy]] = []
-        self.made: Outcome[Submission] = Outcome()
+        self.made: Outcome[Any] = Outcome()  # with the fence
         # Where a thread submits, buffers may be back, with new loads, before the loop hears of the submit.
         self._loads = [buffer.load for buffer in buffers]
 
@@ -54,6 +54,8 @@ class Submission:
         self._tell(error)
 
     def _tell(self, error: StagingError | None) -> None:
+        loads, self._loads = self._loads, []  # nor does it keep itself alive by them
         self.copies = []  # nothing keeps the destinations alive any more
-        for outcome in (self.made, *(load.gone for load in self._loads)):
-            outcome.end(self, error)
+        self.made.end(self.fence, error)
+        for load in loads:
+            load.gone.end(self, error)
