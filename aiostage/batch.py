@@ -94,9 +94,10 @@ class Batch:
                 engine.discard(lane)
             else:
                 engine.retire(lane)
+            loads, lane.loads = lane.loads or [], None  # which have the lane: they would keep each other alive
         self._fence = submission.fence
         await waiting.outcome(submission.made)
-        failures = [why for load in lane.loads or () for _, why in (await waiting.outcome(load.gone)).failures]
+        failures = [why for load in loads for _, why in (await waiting.outcome(load.gone)).failures]
         if failures:
             raise afresh(failures[0])
 

@@ -162,3 +162,47 @@ def test_importing_it_brings_in_no_event_loop_and_none_of_the_parts_beside_the_r
     loaded = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
     assert "aiostage.ring" in loaded
     assert not {"asyncio", "trio", "uvloop", "aiostage.textures", "aiostage.pools", "aiostage.tools"} & set(loaded)
+
+
+async def test_no_way_of_uploading_leaves_work_for_the_garbage_collector(
+    gpu: SimulatedGpu, simulated_ring: Any
+) -> None:
+    """A collection of a large program's heap holds the loop for 100 ms."""
+    gpu.free_running = True
+    ring, buffer, data = await simulated_ring(buffer_size=64 * KiB, inline_size=1024), gpu.buffer(64 * KiB), bytes(2048)
+
+    async def slot() -> None:
+        with await ring.allocate(64) as slot:
+            slot.array()[:] = 1
+            slot.copy_to_buffer(buffer)
+        await ring.submit()
+
+    async def together(make: Any) -> None:
+        async with make() as batch:
+            await batch.write_buffer(buffer, 0, data)
+            await batch.write_buffer(buffer, 0, data[:64])
+
+    ways = {
+        "slots": slot,
+        "small uploads": lambda: ring.write_buffer(buffer, 0, data[:64]),
+        "uploads": lambda: ring.write_buffer(buffer, 0, data),
+        "batches": lambda: together(ring.batch),
+        "frames": lambda: together(ring.frame),
+    }
+    for name, upload in ways.items():
+        for counted in (False, True):
+            gc.collect()
+            gc.disable()
+            try:
+                for _ in range(10):
+                    await upload()
+                await ring.fence()
+                gc.set_debug(gc.DEBUG_SAVEALL)
+                gc.collect()
+                left = [thing for thing in gc.garbage if type(thing).__module__.startswith("aiostage")]
+                assert not counted or not left, f"{name} leave {left}"
+                left.clear()
+            finally:
+                gc.set_debug(0)
+                gc.garbage.clear()
+                gc.enable()
