@@ -31,13 +31,13 @@ async def outcome(pending: Outcome[T], make_event: Callable[[], Any] | None = No
     return pending.value
 
 
-async def until(engine: Engine, ask: Callable[[], T | None], explain: Callable[[], object] | None = None) -> T:
+async def until(engine: Engine, question: Callable[[], T | None], explain: Callable[[], object] | None = None) -> T:
     """Ask now, and again whenever something has changed in the ring, until the answer is not None.
 
     :param explain: called when nothing has for as long as the ring is patient: it may raise.
     :raises RingClosed, DeviceLost: the ring has ended meanwhile.
     """
-    while (answer := ask()) is None:
+    while (answer := question()) is None:
         change = engine.next_change()
         with anyio.move_on_after(engine.patience if explain is not None else None) as scope:
             await outcome(change)
@@ -54,7 +54,7 @@ async def place_for(engine: Engine, lane: Lane, size: int, alignment: int) -> Pl
     """
     engine.port.check_task()
     started = time.perf_counter()
-    waiter = engine.ask(lane, size, alignment)
+    waiter = engine.join_line(lane, size, alignment)
     try:
         while not waiter.place.is_over:
             with anyio.move_on_after(engine.patience):
@@ -64,7 +64,7 @@ async def place_for(engine: Engine, lane: Lane, size: int, alignment: int) -> Pl
         engine.check_lane(lane)
         return await outcome(waiter.place)
     except BaseException:
-        engine.give_way(waiter)
+        engine.leave_line(waiter)
         raise
     finally:
         engine.resumed(waiter, time.perf_counter() - started)

@@ -186,7 +186,7 @@ class SimulatedGpu:
     def outstanding(self) -> int:
         return len(self._due)
 
-    def is_lost(self, ask: bool = True) -> bool:
+    def is_lost(self, probe: bool = True) -> bool:
         return self._lost
 
     # -- staging memory --

@@ -386,8 +386,8 @@ def test_a_device_destroyed_between_the_check_and_a_look_is_destroyed_after_it(
     map_first(native, [staging])
     is_lost = native.is_lost
 
-    def destroy_after(ask: bool = True) -> bool:
-        lost = is_lost(ask)
+    def destroy_after(probe: bool = True) -> bool:
+        lost = is_lost(probe)
         in_threads([lambda: (own_device.destroy(), native.poll())])
         return lost
 

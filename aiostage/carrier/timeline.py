@@ -217,7 +217,7 @@ class Timeline(Generic[S]):
     def reach(self, value: int, at: float) -> None:
         """Complete the fences up to this value: `at` this time a poll saw that the GPU had finished what is before."""
         self._newest_at = at = max(at, self._newest_at)  # several threads may poll
-        if self.native.is_lost(ask=False):  # a destroyed device reports success for what it never finished
+        if self.native.is_lost(probe=False):  # a destroyed device reports success for what it never finished
             self._fail(DeviceLost(f"the device was lost while {self.describe()}"))
         while self._pending and self._pending[0].value <= value:
             done = self._pending.popleft()

@@ -2,7 +2,7 @@
 
 How a byte travels:
 
-1. A lane `take`s a place, or `ask`s for one in the line: FREE → FILLING.
+1. A lane `take`s a place, or stands in line for one: FREE → FILLING.
 2. It is written, and the place ends: `stage` its copies, or `give_up`.
 3. The lane `depart`s: buffers are sealed and handed to the carrier: → DEPARTING → AWAY.
 4. The carrier brings a buffer back: → FREE, and the first in the line is handed its place.
@@ -179,8 +179,8 @@ class Engine:
         lane.begin(buffer)
         self.demand.least_free = min(self.demand.least_free, len(self.shelf.free))
 
-    def ask(self, lane: Lane, size: int, alignment: int) -> Waiter:
-        """Join the line for a place. `give_way` undoes it."""
+    def join_line(self, lane: Lane, size: int, alignment: int) -> Waiter:
+        """Wait for a place. `leave_line` undoes it."""
         waiter = Waiter(lane, size, alignment)
         self.line.join(waiter)
         self.counts.stalls += 1
@@ -191,7 +191,7 @@ class Engine:
         self._serve()
         return waiter
 
-    def give_way(self, waiter: Waiter) -> None:
+    def leave_line(self, waiter: Waiter) -> None:
         """Leave the line, or give up what was handed over while the cancellation or the end was on its way."""
         self.line.leave(waiter)
         if waiter.place.value is not None:

@@ -197,10 +197,10 @@ class WgpuNative:
             info.userdata1 = self._remember(done)
             self._functions.wgpuQueueOnSubmittedWorkDone(self._queue, info)
 
-    def is_lost(self, ask: bool = True) -> bool:
+    def is_lost(self, probe: bool = True) -> bool:
         if ledger.is_destroyed(self.device):
             return True
-        if not ask:
+        if not probe:
             return False
         write = self._releasing.wgpuQueueWriteBuffer
         error, _ = self._captured(write, self._queue, self._pointer(self._probe), 0, None, 0)
@@ -287,7 +287,7 @@ class WgpuNative:
         )
         # A destroyed buffer or device has unmapped it, and asking then aborts.
         with ledger.visit():
-            if ledger.is_destroyed(buffer) or self.is_lost(ask=False):
+            if ledger.is_destroyed(buffer) or self.is_lost(probe=False):
                 raise DeviceLost("the device was lost with staging buffers in flight")
             return int(get(self._pointer(buffer), 0, buffer.size))
 
@@ -315,7 +315,7 @@ class WgpuNative:
         # One at a time, as inside wgpu, so that what was postponed has its moment between two. No loop waits for that:
         # where a submit blocks, threads make it.
         with holding(self._submitting), ledger.visit(copies, command_buffers) as visit:
-            if self.is_lost(ask=False):  # or about to be destroyed
+            if self.is_lost(probe=False):  # or about to be destroyed
                 raise DeviceLost("the device was lost before the submit")
             good, refused = self._sift(copies)
             command_buffer, error = self._encode(good)
@@ -475,7 +475,7 @@ class WgpuNative:
     def create_relay(self, size: int, data: Any = None) -> Any:
         usage = wgpu.BufferUsage.COPY_SRC | (wgpu.BufferUsage.COPY_DST if data is None else wgpu.BufferUsage.MAP_WRITE)
         with _clear_errors(), ledger.visit():
-            if self.is_lost(ask=False):  # its memory would be looked at
+            if self.is_lost(probe=False):  # its memory would be looked at
                 raise DeviceLost("the device is lost")
             relay = self.device.create_buffer(
                 label="staging relay", size=size, usage=usage, mapped_at_creation=data is not None

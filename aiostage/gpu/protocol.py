@@ -60,8 +60,8 @@ class Native(Protocol):
     def outstanding(self) -> int:
         """How many maps and fences a poll could still deliver."""
 
-    def is_lost(self, ask: bool = True) -> bool:
-        """Whether the device is gone; without `ask`, as far as is known at no cost: whether somebody destroyed it."""
+    def is_lost(self, probe: bool = True) -> bool:
+        """Whether the device is gone; without `probe`, as far as is known at no cost: whether somebody destroyed it."""
 
     def create_encoder(self) -> Any: ...
 
