@@ -39,6 +39,9 @@ RING_COUNT, BUFFER_SIZE = 3, 1 * MiB
 _TOLERANCE = 8.0
 """MiB that resident memory may grow by between a tenth and all of the uploads."""
 
+_LEAST = 50_000
+"""Uploads from which on memory is judged: until some thousands of them each kind of upload is still somebody's first."""
+
 NEVER_SUBMITTED = "command buffers that may never have been submitted"
 """wgpu-native keeps those for ever, whoever made them: 90 KB for each."""
 
@@ -390,8 +393,9 @@ def verdict(figures: dict[str, Any]) -> dict[str, tuple[bool, str]]:
             f"{wrong} wrong words of {checks['compared_MB']:,} MB compared on the GPU, {checks['regions']:,} regions",
         ),
         "resident memory": (
-            max(resident) - resident[0] <= _TOLERANCE,
-            f"{resident[0]} MiB after a tenth, {resident[-1]} at the end, {max(resident)} at most",
+            figures["uploads"] < _LEAST or max(resident) - resident[0] <= _TOLERANCE,
+            f"{resident[0]} MiB after a tenth, {resident[-1]} at the end, {max(resident)} at most"
+            + (f"; not judged below {_LEAST:,} uploads" if figures["uploads"] < _LEAST else ""),
         ),
         "objects": (
             not leaks,

@@ -155,6 +155,19 @@ async def test_an_arena_is_checked_only_when_its_last_writer_is_done(open_ring: 
     await waiting
 
 
+@pytest.mark.parametrize(("uploads", "holds"), [(500, True), (100_000, False)])
+def test_memory_that_grows_counts_once_it_is_no_warm_up(uploads: int, holds: bool) -> None:
+    at_rest = {"objects": {"total": 1}, "native_objects": {"total": 1}, "bytes_in_flight": 0, "waiters": 0}
+    samples = [
+        at_rest | {"uploads": uploads * share // 10, "resident_MiB": 300.0 + 2 * share, "pending_fences": 0}
+        for share in range(1, 11)
+    ]
+    checks = {"wrong_words": 0, "words_astray": 0, "compared_MB": 1, "regions": 1}
+    verdict = soak.verdict({"uploads": uploads, "checks": checks, "samples": samples})
+    assert verdict["resident memory"][0] is holds
+    assert ("not judged" in verdict["resident memory"][1]) is holds
+
+
 def test_the_reliability_page_has_the_figures_of_the_last_soak() -> None:
     text = report.RELIABILITY.read_text()
     assert report.page(text, report.soaks()) == text, "run 'python -m benchmarks.report'"
