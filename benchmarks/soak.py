@@ -40,7 +40,7 @@ _TOLERANCE = 8.0
 """MiB that resident memory may grow by between a tenth and all of the uploads."""
 
 _LEAST = 50_000
-"""Uploads from which on memory is judged: until some thousands of them each kind of upload is still somebody's first."""
+"""Uploads from which on memory is judged: for some thousands of them it is warming up."""
 
 NEVER_SUBMITTED = "command buffers that may never have been submitted"
 """wgpu-native keeps those for ever, whoever made them: 90 KB for each."""
