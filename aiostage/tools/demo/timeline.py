@@ -167,7 +167,7 @@ def draw_stalls(sheet: Sheet, recording: Recording, edges: Floats) -> None:
     """A mark wherever a stall began; taller where several did within the same pixel."""
     counts = recording.stalls_in(edges)
     top = sheet.band("stalls", STALLS_HEIGHT)
-    shown = np.where(counts > 0, 0.35 + 0.65 * counts / max(1, int(counts.max())), 0)
+    shown = np.where(counts > 0, 0.35 + 0.65 * counts / max(1, int(np.max(counts))), 0)
     sheet.columns(top, top + STALLS_HEIGHT, shown, STALL)
 
 
@@ -175,7 +175,7 @@ def draw_rate(sheet: Sheet, recording: Recording) -> None:
     """Bytes per second through the ring, averaged over ten pixels."""
     edges = np.linspace(0.0, recording.end, PLOT // 10 + 1)
     rate = recording.rate(edges)
-    peak = max(1.0, float(rate.max()))
+    peak = max(1.0, float(np.max(rate)))
     top = sheet.band("MB/s", CHART_HEIGHT)
     sheet.columns(top, top + CHART_HEIGHT, np.repeat(0.85 * rate / peak, 10)[:PLOT], RATE)
     sheet.text(LEFT + 6, top + 10, f"peak {peak / 1e6:.0f} MB/s", fill=INK)
