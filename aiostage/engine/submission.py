@@ -54,8 +54,8 @@ class Submission:
         self._tell(error)
 
     def _tell(self, error: StagingError | None) -> None:
-        loads, self._loads = self._loads, []  # nor does it keep itself alive by them
-        self.copies = []  # nothing keeps the destinations alive any more
+        self.copies = []  # nothing keeps the destinations alive any more,
+        loads, self._loads = self._loads, []  # nor this itself, which is the outcome of each
         self.made.end(self.fence, error)
         for load in loads:
             load.gone.end(self, error)
