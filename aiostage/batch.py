@@ -87,7 +87,7 @@ class Batch:
                 return
             engine.check()
             finished = command_buffers()
-            await waiting.until(engine, lambda: None if lane.is_held else True)
+            await waiting.until(engine, lambda: None if lane.is_busy else True)
             submission = engine.depart(lane, list(lane.buffers), finished)
         finally:
             if submission is None:

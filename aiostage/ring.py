@@ -68,7 +68,7 @@ class StagingRing:
     :param stall_timeout: seconds until a call that only open allocations hold up raises StallTimeout.
     :param fence_timeout: seconds until one that waits for the GPU raises FenceTimeout; None waits on.
     :param threads: threads that copy uploads; by default one for each core, at most 12.
-    :param inline_size: uploads up to this many bytes are copied on the loop: a thread would cost more.
+    :param inline_size: pieces of uploads up to this many bytes are copied on the loop: a thread would cost more.
 
     Opened by `async with` (or `open` and `aclose`), on the event loop that it then lives on.
     """
@@ -371,7 +371,7 @@ class StagingRing:
         buffer = engine.close_current(engine.slots)
         if buffer is None:  # every buffer is on its way already
             return fence or self._tracker.insert()
-        if buffer.load.is_held or engine.slots.blocked():
+        if buffer.load.is_busy or engine.slots.blocked():
             raise anyio.WouldBlock
         earlier = [other for other in engine.slots.buffers if other.load.copies and other is not buffer]
         submission = engine.depart(engine.slots, [*earlier, buffer], guard=fence)  # one: in the order of staging

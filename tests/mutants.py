@@ -37,13 +37,13 @@ MUTANTS = [
     Mutant(
         "a buffer is sealed under an open slot",
         "engine/lanes.py",
-        "[buffer for buffer in self.buffers if not buffer.load.is_held]",
+        "[buffer for buffer in self.buffers if not buffer.load.is_busy]",
         "list(self.buffers)",
     ),
     Mutant(
         "a buffer departs early under an open slot",
         "engine/lanes.py",
-        "if b.load.is_held or b.is_wanted or",
+        "if b.load.is_busy or b.is_wanted or",
         "if b.is_wanted or",
     ),
     Mutant(
@@ -81,8 +81,8 @@ MUTANTS = [
     Mutant(
         "a buffer departs while copies are moved into it",
         "engine/engine.py",
-        "ends = [buffer.hold() for buffer in (held, fresh)]",
-        "ends = [held.hold()]",
+        "ends = [buffer.keep_busy() for buffer in (held, fresh)]",
+        "ends = [held.keep_busy()]",
     ),
     Mutant(
         "a blocked buffer takes more places", "engine/engine.py", "            buffer.close()  # or", "            # or"

@@ -341,10 +341,10 @@ def test_so_may_one_that_a_thread_fills() -> None:
 def test_a_place_ends_once(memory: Memory) -> None:
     for place in (memory.open(2), memory.take(2)):
         assert place is not None
-        assert memory[0].load.is_held
+        assert memory[0].load.is_busy
         assert place.end()
         assert not place.end()
-    assert not memory[0].load.is_held
+    assert not memory[0].load.is_busy
 
 
 def test_a_buffer_goes_through_its_states(memory: Memory) -> None:

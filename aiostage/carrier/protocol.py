@@ -22,7 +22,8 @@ class Source(Protocol):
 class Departure:
     """Staging buffers that are sealed, the copies out of them, and the command buffers that run after those.
 
-    Its ends are told on the loop: first one of `made` and `lost`, and for each buffer, which may be earlier, `back`.
+    Its ends are told on the loop: one of `made` and `lost`, and `back` for each buffer. A buffer may be back before the
+    loop hears that the submit was made.
     """
 
     __slots__ = ("back", "buffers", "command_buffers", "copies", "error", "failures", "fence", "lost", "made")
@@ -54,7 +55,12 @@ class Departure:
 
 
 class Carrier(Protocol):
-    """Works off the loop. All methods are called on the loop."""
+    """Works off the loop, wherever that could wait. Called on the loop; `copy` also before a ring is open.
+
+    A carrier gives each departure's fence its value in the order of the submits (`Timeline.insert`, or `promise` and
+    `fulfil`; `withdraw` before `lost`), keeps polling while something is owed (`wake`), and lets go of copies and
+    command buffers once it has submitted them. Its threads are in `exits.endings`. `StagingRing.open` makes it.
+    """
 
     submits_later: bool
     """Whether `depart` returns before the submit was made."""

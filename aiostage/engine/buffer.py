@@ -57,7 +57,8 @@ class BufferState(enum.StrEnum):
     IN_USE = "in_use"
     """Mapped; holds allocations or copies that were not submitted yet."""
     FENCED = "fenced"
-    """Sealed and handed to the GPU; not writable until the GPU is done and the buffer is mapped again."""
+    """Sealed and handed to the GPU; not writable until the GPU is done and the buffer is mapped again. Or given out to
+    nobody as long as a view of an abandoned allocation can write to it."""
 
 
 _PUBLIC = {
@@ -138,7 +139,7 @@ class Load:
         self.gone: Outcome[Any] = Outcome()  # the submission that took it, once it was made
 
     @property
-    def is_held(self) -> bool:
+    def is_busy(self) -> bool:
         """Whether somebody may still write to it."""
         return self.filling > 0 or bool(self.open)
 
@@ -147,7 +148,7 @@ class Load:
         """Whether all that was in it was given up."""
         return not (self.used or self.copies or self.unstaged)
 
-    def is_held_long(self) -> bool:
+    def has_old_place(self) -> bool:
         """Whether its oldest open allocation has been open for long, as a slow producer's."""
         for place in self.open:
             return time.perf_counter() - place.since > PATIENCE
@@ -219,7 +220,7 @@ class StagingBuffer:
         self.load.copies = 0
 
     def leave(self) -> None:
-        """DEPARTING → AWAY: the submit was made. It may have come back already when the loop hears of that."""
+        """DEPARTING → AWAY: the submit was made, or lost. It may have come back already when the loop hears of that."""
         if self.phase is State.DEPARTING:
             self._enter(State.AWAY)
 
@@ -262,7 +263,7 @@ class StagingBuffer:
         load.head = offset + size
         load.used += size
 
-    def hold(self) -> Place:
+    def keep_busy(self) -> Place:
         """A place of no size, which keeps it from departing."""
         return Place(self, 0, 0)
 

@@ -239,7 +239,7 @@ class Engine:
     def let_go(self, buffer: StagingBuffer) -> None:
         """Somebody stopped writing to `buffer`."""
         load: Load | None = buffer.load
-        if load is not None and not load.is_held:
+        if load is not None and not load.is_busy:
             if load.is_empty:
                 load.lane.empty(buffer)
                 self._emptied(buffer)
@@ -413,7 +413,7 @@ class Engine:
         here.used -= leaving
         there.head = here.head
         fresh.close()
-        ends = [buffer.hold() for buffer in (held, fresh)]
+        ends = [buffer.keep_busy() for buffer in (held, fresh)]
         source, target = held.memory, fresh.memory
         assert source is not None
         assert target is not None

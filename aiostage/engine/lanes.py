@@ -81,22 +81,22 @@ class Lane:
     # -- what may depart --
 
     @property
-    def is_held(self) -> bool:
+    def is_busy(self) -> bool:
         """Whether somebody writes to one of its buffers."""
-        return any(buffer.load.is_held for buffer in self.buffers)
+        return any(buffer.load.is_busy for buffer in self.buffers)
 
     def sealable(self) -> list[StagingBuffer]:
         """Buffers that nobody writes to."""
-        return [buffer for buffer in self.buffers if not buffer.load.is_held]
+        return [buffer for buffer in self.buffers if not buffer.load.is_busy]
 
     def blocked(self) -> list[StagingBuffer]:
         """Buffers with copies that cannot go, because somebody writes beside them."""
-        return [buffer for buffer in self.buffers if buffer.load.copies and buffer.load.is_held]
+        return [buffer for buffer in self.buffers if buffer.load.copies and buffer.load.is_busy]
 
     def ready(self) -> list[StagingBuffer]:
         """Buffers that may depart by themselves: nobody writes to them, and no earlier copy to a destination of theirs
         stays behind in a buffer that somebody does write to."""
-        return self.may_go({b for b in self.buffers if b.load.is_held or b.is_wanted or not b.load.used})
+        return self.may_go({b for b in self.buffers if b.load.is_busy or b.is_wanted or not b.load.used})
 
     def may_go(self, staying: set[StagingBuffer]) -> list[StagingBuffer]:
         """Buffers that overtake no copy to a destination of theirs if they depart and `staying` do not."""

@@ -9,7 +9,10 @@ T = TypeVar("T")
 
 
 class Outcome(Generic[T]):
-    """Set once, to a value or an error, and told to everybody who waits: callbacks, then tasks (`waiting.outcome`)."""
+    """A value or an error, told once to everybody who waits: callbacks, then tasks (`waiting.outcome`).
+
+    An error may follow a value, for those who ask later: what was submitted well may be on a device that is lost since.
+    """
 
     __slots__ = ("_callbacks", "error", "event", "value")
 
@@ -31,7 +34,7 @@ class Outcome(Generic[T]):
             self._callbacks.append(callback)
 
     def end(self, value: T | None = None, error: Exception | None = None) -> None:
-        """It is over, if it was not before."""
+        """It is over, and everybody who waits hears of it."""
         if self.value is None:
             self.value = value
         if self.error is None:

@@ -46,7 +46,7 @@ def place_for(shelf: Shelf, lane: Lane, size: int, alignment: int, large: int) -
     if lane.buffers:
         last = lane.buffers[-1]
         offset = last.fits(size, alignment)
-        if offset is not None and not last.load.is_held_long() and not _spreads(shelf, last, size, large):
+        if offset is not None and not last.load.has_old_place() and not _spreads(shelf, last, size, large):
             return last, offset
     fresh = shelf.next_free()
     if fresh is not None:
@@ -77,11 +77,11 @@ def _spreads(shelf: Shelf, buffer: StagingBuffer, size: int, large: int) -> bool
 
 def way_for(shelf: Shelf, lane: Lane, wanted: set[Copy]) -> Go | Stay:
     """How all of `wanted` get to a submit of this lane. A copy that one of them would overtake goes with them."""
-    ready = lane.may_go({buffer for buffer in lane.buffers if buffer.load.is_held})
+    ready = lane.may_go({buffer for buffer in lane.buffers if buffer.load.is_busy})
     left = {copy.source for copy in wanted.intersection(lane.copies)}.difference(ready)
     if not left:
         return Go(ready)
-    blocked = [buffer for buffer in lane.buffers if buffer.load.is_held and buffer in left] or lane.blocked()
+    blocked = [buffer for buffer in lane.buffers if buffer.load.is_busy and buffer in left] or lane.blocked()
     # A place that was handed to a waiter becomes an open allocation in this turn: it is not moved away from.
     movable = blocked[0].load.open and not blocked[0].load.filling
     return Stay(blocked, shelf.next_free() if movable else None)

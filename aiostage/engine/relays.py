@@ -27,7 +27,7 @@ def record(engine: Engine, place: Place, recorded: Sequence[tuple[Any, Copy]], s
     :raises InvalidCopy: an encoder takes none; the others have theirs all the same.
     """
     load, padding, data = place.load, -place.size % 4, None
-    if load.is_held or engine.slots.blocked() or padding or engine.carrier.submits_later:
+    if load.is_busy or engine.slots.blocked() or padding or engine.carrier.submits_later:
         data = place.memory
     relay = engine.native.create_relay(place.size + padding, data)
     refused: list[InvalidCopy] = []
