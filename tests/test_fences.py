@@ -7,6 +7,7 @@ import logging
 import threading
 import time
 from collections.abc import AsyncIterator
+from typing import Any
 
 import anyio
 import pytest
@@ -102,6 +103,18 @@ async def test_a_value_that_the_lost_device_reached_is_done_and_others_are_lost(
     await tracker.fence(1)
     with pytest.raises(aiostage.DeviceLost, match="before fence 2"):
         await tracker.fence(2)
+
+
+async def test_work_that_the_queue_says_has_failed_is_not_done(
+    gpu: SimulatedGpu, tracker: FenceTracker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a device that is lost by itself, before anybody has asked whether it is."""
+    told: list[Any] = []
+    monkeypatch.setattr(gpu, "on_work_done", told.append)
+    fence = tracker.insert()
+    told.pop()(False)
+    with pytest.raises(aiostage.DeviceLost):
+        await fence.wait(10)
 
 
 async def test_any_number_of_tasks_may_wait_and_a_cancelled_one_disturbs_nobody(

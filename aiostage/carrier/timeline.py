@@ -305,7 +305,10 @@ class Timeline(Generic[S]):
         return self.oldest_age(), self._latencies[-1] if self._latencies else 0.0
 
     def _reached(self, value: int, ok: bool) -> None:
-        """The GPU has finished what fence `value` stands behind; called by whichever thread polls."""
+        """The GPU has finished what fence `value` stands behind, or never will; called by whichever thread polls."""
+        if not ok:
+            self._lost()
+            return
         self._reached_values.append((value, time.perf_counter()))  # by several threads, perhaps not in order
         if not self._delivering:
             self._delivering = True
