@@ -6,12 +6,11 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from . import waiting
-from .data.pieces import from_buffer, from_texels
 from .engine.engine import Engine
 from .engine.lanes import Lane
 from .errors import AllocationClosed, afresh
 from .fences import Fence
-from .uploads import load, load_texels, put, write
+from .uploads import cut_bytes, cut_texels, put, write
 
 
 class Batch:
@@ -44,10 +43,8 @@ class Batch:
         self._check()
         if data_offset == 0 and size is None and put(self._engine, self._lane, buffer, buffer_offset, data):
             return
-        engine = self._engine
-        data = await load(engine, buffer, data)
-        pieces = from_buffer(engine.native, engine.buffer_size, buffer, buffer_offset, data, data_offset, size)
-        await write(engine, self._lane, pieces)
+        pieces = await cut_bytes(self._engine, buffer, buffer_offset, data, data_offset, size)
+        await write(self._engine, self._lane, pieces)
 
     async def write_texture(
         self,
@@ -58,10 +55,8 @@ class Batch:
     ) -> None:
         """Like `StagingRing.write_texture`, submitted with the batch. On return `data` may be reused."""
         self._check()
-        data = await load_texels(self._engine, destination, data)
-        engine = self._engine
-        pieces = from_texels(engine.native, engine.buffer_size, destination, data, data_layout, size)
-        await write(engine, self._lane, pieces)
+        pieces = await cut_texels(self._engine, destination, data, data_layout, size)
+        await write(self._engine, self._lane, pieces)
 
     async def __aenter__(self) -> Batch:
         self._enter()

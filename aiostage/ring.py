@@ -19,8 +19,7 @@ from .allocation import Allocation, TexelLayout, texel_layout
 from .batch import Batch, Frame
 from .budget import MemoryBudget, MiB, default_budget
 from .carrier.threads import ThreadCarrier
-from .data.pieces import from_buffer, from_texels
-from .engine.buffer import Place, StagingBuffer
+from .engine.buffer import NO_TASK, Place, StagingBuffer
 from .engine.engine import Engine
 from .engine.relays import lift
 from .errors import AllocationTooLarge, DeviceLost, FenceTimeout, OutOfMemory, RingClosed, afresh
@@ -304,7 +303,7 @@ class StagingRing:
     def _allocation(self, place: Place, texels: TexelLayout | None = None) -> Allocation:
         port = self._engine.port
         task = port.current_task()
-        place.give_to(task, "no task" if task is None else port.name_of(task))
+        place.give_to(task, NO_TASK if task is None else port.name_of(task))
         return Allocation(self._engine, place, self._strict_views, texels)
 
     def _check_size(self, size: int) -> int:
@@ -409,8 +408,7 @@ class StagingRing:
         """
         engine = self._engine
         engine.check_task()
-        data = await uploads.load(engine, buffer, data)
-        pieces = from_buffer(engine.native, self.buffer_size, buffer, buffer_offset, data, data_offset, size)
+        pieces = await uploads.cut_bytes(engine, buffer, buffer_offset, data, data_offset, size)
         fence: Fence = await uploads.write_now(engine, pieces)
         return fence
 
@@ -431,8 +429,7 @@ class StagingRing:
         """
         engine = self._engine
         engine.check_task()
-        data = await uploads.load_texels(engine, destination, data)
-        pieces = from_texels(engine.native, self.buffer_size, destination, data, data_layout, size)
+        pieces = await uploads.cut_texels(engine, destination, data, data_layout, size)
         fence: Fence = await uploads.write_now(engine, pieces)
         return fence
 

@@ -9,7 +9,7 @@ from typing import Any
 from . import waiting
 from .data.arrays import WHOLE, as_array, is_lazy, is_masked, missing
 from .data.copies import Copy, check_buffer_copy, resolve_destination
-from .data.pieces import ALIGNMENT, Piece
+from .data.pieces import ALIGNMENT, Piece, from_buffer, from_texels
 from .engine.buffer import Place
 from .engine.engine import Engine
 from .engine.lanes import Lane
@@ -18,23 +18,31 @@ from .engine.submission import Submission
 from .errors import AllocationClosed, afresh
 
 
-async def load(engine: Engine, buffer: Any, data: Any) -> Any:
-    """`data`, or the array that a thread makes of them if they are computed or read when they are asked for.
+async def cut_bytes(
+    engine: Engine, buffer: Any, buffer_offset: int, data: Any, data_offset: int, size: int | None
+) -> Iterator[Piece]:
+    """The pieces of `data`'s bytes; a thread makes an array of data that are computed or read when they are asked for.
 
     :raises TypeError:
-    :raises InvalidCopy: nothing may be copied to `buffer`: they are not asked.
+    :raises InvalidCopy: if nothing may be copied to `buffer` at all, lazy data are not asked.
     """
-    if not is_lazy(data):
-        return data
-    check_buffer_copy(buffer, 0, 0, engine.native)
-    return await waiting.in_thread(engine.carrier.copy, partial(as_array, data))
+    if is_lazy(data):
+        check_buffer_copy(buffer, 0, 0, engine.native)
+        data = await _loaded(engine, data)
+    return from_buffer(engine.native, engine.buffer_size, buffer, buffer_offset, data, data_offset, size)
 
 
-async def load_texels(engine: Engine, destination: Mapping[str, Any], data: Any) -> Any:
-    """Like `load`, for a texture."""
-    if not is_lazy(data):
-        return data
-    resolve_destination(destination, engine.native)
+async def cut_texels(
+    engine: Engine, destination: Mapping[str, Any], data: Any, data_layout: Mapping[str, int] | None, size: Any
+) -> Iterator[Piece]:
+    """Likewise the pieces of texels."""
+    if is_lazy(data):
+        resolve_destination(destination, engine.native)
+        data = await _loaded(engine, data)
+    return from_texels(engine.native, engine.buffer_size, destination, data, data_layout, size)
+
+
+async def _loaded(engine: Engine, data: Any) -> Any:
     return await waiting.in_thread(engine.carrier.copy, partial(as_array, data))
 
 

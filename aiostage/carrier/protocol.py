@@ -26,7 +26,7 @@ class Departure:
     loop hears that the submit was made.
     """
 
-    __slots__ = ("back", "buffers", "command_buffers", "copies", "error", "failures", "fence", "lost", "made")
+    __slots__ = ("back", "buffers", "command_buffers", "copies", "error", "failures", "fence", "logs", "lost", "made")
 
     def __init__(
         self,
@@ -38,6 +38,7 @@ class Departure:
         made: Callable[[list[tuple[Copy, InvalidCopy]]], object],
         lost: Callable[[StagingError], object],
         back: Callable[[Any, bool], object],
+        logs: bool,
     ) -> None:
         self.buffers = buffers
         self.copies = copies
@@ -50,6 +51,8 @@ class Departure:
         """It was not, or nobody knows."""
         self.back = back
         """The GPU is done with a buffer, which is mapped again; or with False it never will be."""
+        self.logs = logs
+        """Whether somebody listens to events."""
         self.failures: list[tuple[Copy, InvalidCopy]] = []
         self.error: StagingError | None = None
 

@@ -14,7 +14,7 @@ from weakref import ref
 
 from .. import exits
 from ..errors import CannotStartThread, DeviceLost, StagingError, afresh
-from ..events import DEBUG, event, logger
+from ..events import event
 from ..exits import holding
 from ..loop import LoopPort
 from .protocol import Departure, Ended, Source
@@ -30,7 +30,6 @@ class ThreadCarrier:
     def __init__(self, timeline: Timeline[Any], threads: int) -> None:
         self._timeline, self._native, self._port = timeline, timeline.native, timeline.port
         self.submits_later = self._native.submit_blocks
-        self.logs = logger.isEnabledFor(DEBUG)  # whether somebody listens; asked at each submit, which is cheap enough
         self._copying = Workers(self._port, threads, "copy")
         try:
             self._submitting = Workers(self._port, 1, "submit")
@@ -60,8 +59,7 @@ class ThreadCarrier:
             for buffer in departure.buffers:
                 self._native.unmap(buffer.handle)
             telling = self._submit(departure)
-            self.logs = logger.isEnabledFor(DEBUG)
-            if self.logs:
+            if departure.logs:
                 indices = [buffer.index for buffer in departure.buffers]
                 event("submitted", fence=departure.fence.value, buffers=indices, copies=len(departure.copies))
             for buffer in departure.buffers:

@@ -291,26 +291,27 @@ class Engine:
         :raises InvalidSubmit: a command buffer is unfit; nothing has changed.
         """
         self.native.claim_command_buffers(command_buffers)
-        submission = Submission(buffers, lane.take(buffers), command_buffers, self.timeline.make())
+        submission = Submission(buffers, self.timeline.make())
         cramped = len(buffers) > 1 or bool(self.line.waiters)
         for buffer in buffers:
             self.demand.leaves(buffer.load.head, cramped)
             buffer.seal()
             self.shelf.point_past(buffer)
         self.counts.submits += 1
+        self._logs = logger.isEnabledFor(DEBUG)
         self.last = submission.fence
         self.under_way.append(submission)
         departure = Departure(
             buffers,
-            submission.copies,
+            lane.take(buffers),
             command_buffers,
             submission.fence,
             made=partial(self._made, submission),
             lost=partial(self._lost, submission),
             back=partial(self._back, guard and (guard, buffers[-1])),
+            logs=self._logs,
         )
         self.carrier.depart(departure)
-        self._logs = logger.isEnabledFor(DEBUG)
         return submission
 
     def _made(self, submission: Submission, failures: list[tuple[Copy, InvalidCopy]]) -> None:

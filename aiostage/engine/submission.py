@@ -1,4 +1,4 @@
-"""One queue submit: what goes, how it ended, and who hears of it."""
+"""One queue submit: how it ended, and who hears of it. What goes is in the carrier's `Departure`."""
 
 from __future__ import annotations
 
@@ -14,20 +14,16 @@ from .outcome import Outcome
 
 
 class Submission:
-    """Copies, then command buffers, in one queue submit.
+    """One queue submit of sealed buffers: how it ended.
 
     It ends once, in one of three ways: `end_made`, `end_refused` (made, but for some copies), `end_lost`. Whoever waits
     for it, or for one of the loads that it took, hears of that in `_tell`.
     """
 
-    __slots__ = ("_loads", "buffers", "command_buffers", "copies", "failures", "fence", "made")
+    __slots__ = ("_loads", "buffers", "failures", "fence", "made")
 
-    def __init__(
-        self, buffers: Sequence[StagingBuffer], copies: list[Copy], command_buffers: Sequence[Any], fence: Any
-    ) -> None:
+    def __init__(self, buffers: Sequence[StagingBuffer], fence: Any) -> None:
         self.buffers = buffers
-        self.copies = copies
-        self.command_buffers = command_buffers
         self.fence = fence
         self.failures: list[tuple[Copy, InvalidCopy]] = []
         self.made: Outcome[Any] = Outcome()  # with the fence
@@ -54,8 +50,7 @@ class Submission:
         self._tell(error)
 
     def _tell(self, error: StagingError | None) -> None:
-        self.copies = []  # nothing keeps the destinations alive any more,
-        loads, self._loads = self._loads, []  # nor this itself, which is the outcome of each
+        loads, self._loads = self._loads, []  # or it would keep itself alive: it is the outcome of each
         self.made.end(self.fence, error)
         for load in loads:
             load.gone.end(self, error)
