@@ -6,6 +6,7 @@ Start at `StagingRing`.
 from .allocation import Allocation
 from .batch import Batch, Frame
 from .budget import KiB, MemoryBudget, MiB
+from .devices import request_device
 from .engine.buffer import StagingBuffer
 from .errors import (
     AllocationClosed,
@@ -70,4 +71,5 @@ __all__ = [
     "UnsupportedVersion",
     "ViewStillAlive",
     "WrongLoop",
+    "request_device",
 ]

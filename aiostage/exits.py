@@ -17,7 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
 from .errors import CannotStartThread
@@ -26,7 +26,16 @@ PATIENCE = 5.0
 over = False
 _deadline: float | None = None
 
-endings: WeakKeyDictionary[Any, Callable[[Any], Iterable[threading.Thread]]] = WeakKeyDictionary()
+
+class Joinable(Protocol):
+    """A thread, or several."""
+
+    def is_alive(self) -> bool: ...
+
+    def join(self, timeout: float | None = None) -> None: ...
+
+
+endings: WeakKeyDictionary[Any, Callable[[Any], Iterable[Joinable]]] = WeakKeyDictionary()
 """What has threads, and a function of it that has nothing more begin in them, and returns those to join."""
 
 _NOTHING: AbstractContextManager[Any] = nullcontext()
@@ -53,7 +62,7 @@ def start(target: Callable[[], object], name: str) -> threading.Thread:
     return thread
 
 
-def join(thread: threading.Thread, timeout: float | None = None) -> None:
+def join(thread: Joinable, timeout: float | None = None) -> None:
     """Wait for a thread to end, unless it never will."""
     if thread.is_alive() and thread is not threading.current_thread() and not sys.is_finalizing():
         thread.join(timeout)

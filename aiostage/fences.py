@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
+from functools import partial
 from typing import Any
 
 import anyio
 
+from .carrier.departure import Departure
 from .carrier.timeline import Serial, Timeline
-from .errors import FenceTimeout, afresh
+from .data.copies import Copy
+from .engine.outcome import Outcome
+from .errors import FenceTimeout, InvalidCopy, afresh
+from .exits import holding
+from .waiting import outcome, wait_out
 
 
 class Fence(Serial):
@@ -61,6 +67,22 @@ class FenceTracker(Timeline[Fence]):
     def make(self) -> Fence:
         """One without a value yet."""
         return Fence(self)
+
+    async def submit(self, copies: Sequence[Copy]) -> Fence:
+        """Submit copies between buffers. Returns their fence when that was made; a cancellation waits for that.
+
+        :raises InvalidCopy, DeviceLost:
+        """
+        made = Outcome[Fence]()
+
+        def end(failures: list[tuple[Copy, InvalidCopy]]) -> None:
+            made.end(fence, failures[0][1] if failures else None)
+
+        with holding(self.order):
+            fence, lost = self.promise(), partial(made.end, None)
+            self.carrier.depart(Departure((), copies, (), fence, lane=0, jobs=(), made=end, lost=lost))
+        await wait_out(lambda: made.is_over, lambda: outcome(made))
+        return await outcome(made)
 
     async def wait_all(self) -> None:
         """Wait for every fence inserted so far. :raises DeviceLost:"""

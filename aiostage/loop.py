@@ -37,6 +37,7 @@ class LoopPort:
             self.name_of: Callable[[Any], str] = operator.attrgetter("name")
             self.event: Callable[[], Any] = trio.Event
             self._complain: Callable[[dict[str, Any]], object] = _log_failure  # an exception would end all of trio
+            self._add_reader: Callable[[int, Callback], Callback] = partial(_watch_on_trio, trio)
         else:
             import asyncio  # takes longer than all of this library, and a program on trio has no use for it
 
@@ -51,6 +52,7 @@ class LoopPort:
             self.name_of = operator.methodcaller("get_name")
             self.event = asyncio.Event  # what anyio's own wraps, and finds anew for each
             self._complain = self.loop.call_exception_handler
+            self._add_reader = partial(_watch_on_asyncio, self.loop)
         self._posted: deque[Callback] = deque()
         self._scheduled = False
         self._draining = False  # posted callbacks run now
@@ -58,12 +60,15 @@ class LoopPort:
 
     def check(self) -> None:
         """Raise WrongLoop unless called on this loop."""
+        if not self.is_here():
+            raise WrongLoop("used from another event loop or thread than the one it was opened on")
+
+    def is_here(self) -> bool:
+        """Whether it is called on this loop."""
         try:
-            if self._running() is self.loop:
-                return
+            return self._running() is self.loop
         except RuntimeError:
-            pass
-        raise WrongLoop("used from another event loop or thread than the one it was opened on")
+            return False
 
     def check_task(self) -> None:
         """Raise WrongLoop unless called in a task of this loop: what another driver steps cannot wait here."""
@@ -94,7 +99,11 @@ class LoopPort:
         try:
             callback()
         except Exception as error:
-            self._complain({"message": f"Exception in callback {callback!r}", "exception": error})
+            self.complain(f"Exception in callback {callback!r}", error)
+
+    def complain(self, message: str, error: Exception) -> None:
+        """Have the loop's exception handler, or on trio the library's logger, tell of an error that nobody awaits."""
+        self._complain({"message": message, "exception": error})
 
     def post(self, callback: Callback) -> bool:
         """Run `callback` on the loop, from any thread. False if the loop has been closed: then nothing will run."""
@@ -111,6 +120,15 @@ class LoopPort:
                 return False
         return True
 
+    def watch(self, bell: int, callback: Callback) -> Callback | None:
+        """Run `callback` on the loop whenever this descriptor is readable; on the loop. Returns what ends that, also to
+        be called there; or None, if the loop cannot watch any."""
+
+        try:
+            return self._add_reader(bell, partial(self._run, callback))
+        except NotImplementedError:  # asyncio's proactor loop on Windows, and loops that people make
+            return None
+
     def _drain(self) -> None:
         # Cleared first: what is posted from now on wakes the loop again, at worst once too often.
         self._scheduled = False
@@ -123,6 +141,30 @@ class LoopPort:
             if self._posted and not self._scheduled:  # Ctrl-C: the others have their turn all the same
                 self._scheduled = True
                 self._wake(self._drain)
+
+
+def _watch_on_asyncio(loop: Any, bell: int, rung: Callback) -> Callback:
+    loop.add_reader(bell, rung)
+
+    def end() -> None:
+        if not loop.is_closed():
+            loop.remove_reader(bell)
+
+    return end
+
+
+def _watch_on_trio(trio: Any, bell: int, rung: Callback) -> Callback:
+    scope = trio.CancelScope()
+
+    async def watch() -> None:
+        with scope:
+            while True:
+                await trio.lowlevel.wait_readable(bell)
+                rung()
+
+    trio.lowlevel.spawn_system_task(watch)
+    end: Callback = scope.cancel
+    return end
 
 
 def _foreign_driver() -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import operator
 import os
@@ -11,21 +12,19 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import anyio
-import anyio.lowlevel
 import numpy as np
 
 from . import uploads, waiting
 from .allocation import Allocation, TexelLayout, texel_layout
 from .batch import Batch, Frame
 from .budget import MemoryBudget, MiB, default_budget
-from .carrier.threads import ThreadCarrier
 from .engine.buffer import NO_TASK, Place, StagingBuffer
 from .engine.engine import Engine
 from .engine.relays import lift
-from .errors import AllocationTooLarge, DeviceLost, FenceTimeout, OutOfMemory, RingClosed, afresh
+from .errors import AllocationTooLarge, DeviceLost, FenceTimeout, OutOfMemory, RingClosed
 from .fences import Fence, FenceTracker
-from .gpu.protocol import map_first
 from .stats import StagingStats, snapshot
+from .threads import run_now
 
 if TYPE_CHECKING:
     from .advice import Advice
@@ -134,10 +133,11 @@ class StagingRing:
             self.host_cached = native.is_host_cached(self._host_cached)
             self._budget.reserve(self.memory)
             self._owe(self._budget.release, self.memory)
-            carrier = ThreadCarrier(self._tracker, self._threads)
-            self._owe(carrier.stop)
-            await waiting.in_thread(carrier.copy, self._create_buffers)
-            engine.start(carrier)
+            engine.carrier.add_copiers(self._threads)
+            await run_now(self._create_buffers)
+            engine.map()
+            await waiting.outcome(engine.mapped)
+            engine.start()
         except BaseException:
             engine.error = RingClosed("the ring could not be opened")
             self._release()
@@ -165,6 +165,7 @@ class StagingRing:
         self._closing = anyio.Event()
         lost = engine.error
         engine.end(RingClosed("the ring was closed"))
+        engine.carrier.listen()
         try:
             with anyio.CancelScope(shield=True):
                 await waiting.threads_of(engine)
@@ -182,7 +183,7 @@ class StagingRing:
         engine = self._engine
         try:
             for held in engine.slots.blocked():
-                await waiting.in_thread(engine.carrier.copy, lift(engine, held))
+                await run_now(lift(engine, held))
             for lane in (engine.uploads, engine.slots):
                 ready = [buffer for buffer in lane.sealable() if buffer.load.copies]
                 if ready or lane.copies:
@@ -221,7 +222,7 @@ class StagingRing:
             self.ring_count = max(3, min(16, budget.available // 2 // self.buffer_size))
 
     def _create_buffers(self) -> None:
-        """Create and map; in a thread, because the first mapping of a buffer fills it with zeros."""
+        """In a thread: the first takes half a second where a driver compiles its first pipeline, and memory is slow."""
         native, shelf = self._tracker.native, self._engine.shelf
         for index in range(self.ring_count):
             try:
@@ -232,7 +233,6 @@ class StagingRing:
                     f"{self.buffer_size} bytes each; nothing was kept"
                 ) from error
             shelf.add(handle, self.buffer_size)
-        map_first(native, [buffer.handle for buffer in shelf.all])
 
     async def __aenter__(self) -> StagingRing:
         await self.open()
@@ -346,8 +346,6 @@ class StagingRing:
         if engine.slots.blocked():
             raise anyio.WouldBlock
         submission = engine.depart(engine.slots, engine.slots.sealable(), command_buffers)
-        if submission.made.error is not None:
-            raise afresh(submission.made.error)
         engine.raise_failures()
         fence: Fence = submission.fence
         return fence
@@ -374,8 +372,6 @@ class StagingRing:
             raise anyio.WouldBlock
         earlier = [other for other in engine.slots.buffers if other.load.copies and other is not buffer]
         submission = engine.depart(engine.slots, [*earlier, buffer], guard=fence)  # one: in the order of staging
-        if submission.made.error is not None:
-            raise afresh(submission.made.error)
         own: Fence = submission.fence
         return fence or own
 
@@ -449,13 +445,16 @@ class StagingRing:
 
     async def stats(self) -> StagingStats:
         """Poll the GPU once, then a consistent snapshot."""
-        engine = self._engine
+        engine, polled = self._engine, list[bool]()
         engine.check_task()
-        if engine.carrier.submits_later:  # the poll waits behind a submit
-            await waiting.in_thread(engine.carrier.copy, engine.native.poll)
-        else:
-            engine.native.poll()
-        await anyio.lowlevel.checkpoint()  # what the poll delivered arrives with the loop's next turn
+
+        def hear() -> None:
+            polled.append(True)
+            engine.changed()
+
+        engine.carrier.poll(hear)
+        with contextlib.suppress(RingClosed, DeviceLost):  # meanwhile
+            await waiting.until(engine, lambda: polled or None)
         return self.stats_nowait()
 
     def stats_nowait(self) -> StagingStats:

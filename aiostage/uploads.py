@@ -6,8 +6,10 @@ from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any
 
+import numpy as np
+
 from . import waiting
-from .data.arrays import WHOLE, as_array, is_lazy, is_masked, missing
+from .data.arrays import WHOLE, Run, as_array, is_lazy, is_masked, missing
 from .data.copies import Copy, check_buffer_copy, resolve_destination
 from .data.pieces import ALIGNMENT, Piece, from_buffer, from_texels
 from .engine.buffer import Place
@@ -16,6 +18,7 @@ from .engine.lanes import Lane
 from .engine.outcome import Outcome
 from .engine.submission import Submission
 from .errors import AllocationClosed, afresh
+from .threads import run_sync
 
 
 async def cut_bytes(
@@ -43,7 +46,14 @@ async def cut_texels(
 
 
 async def _loaded(engine: Engine, data: Any) -> Any:
-    return await waiting.in_thread(engine.carrier.copy, partial(as_array, data))
+    return await run_sync(as_array, data)
+
+
+def _gathered(piece: Piece) -> list[Run]:
+    """What only Python can bring into order, as it would be in staging memory."""
+    memory = np.empty(piece.nbytes, np.uint8)
+    piece.fill(memory)
+    return [Run(memory, 0, (1,), 0)]
 
 
 def put(engine: Engine, lane: Lane, buffer: Any, buffer_offset: Any, data: Any) -> bool:
@@ -90,8 +100,14 @@ async def write(engine: Engine, lane: Lane, pieces: Iterator[Piece]) -> Filling:
                 count += 1
                 nbytes += piece.nbytes
                 engine.check_lane(lane)
+                runs = None
+                if piece.nbytes > engine.inline_size:
+                    runs = piece.runs()
+                    if runs is None:
+                        runs = await run_sync(_gathered, piece)
+                        engine.check_lane(lane)
                 place = engine.take(lane, piece.nbytes, ALIGNMENT)
-                filling.start(piece, place or await waiting.place_for(engine, lane, piece.nbytes, ALIGNMENT))
+                filling.start(piece, runs, place or await waiting.place_for(engine, lane, piece.nbytes, ALIGNMENT))
         finally:
             await filling.finish()
         if filling.error is not None:
@@ -114,19 +130,38 @@ class Filling:
         self.error: BaseException | None = None
         self.fence: Any = None  # of the last submit
 
-    def start(self, piece: Piece, place: Place) -> None:
-        """Fill a place and stage its copy, now or in a worker thread."""
-        self._pending += 1
-        if piece.nbytes > self._engine.inline_size:
-            fill = partial(piece.fill, place.memory)
-            self._engine.carrier.copy(fill, partial(self._ended, piece, place), piece.nbytes)
-            return
-        try:
-            piece.fill(place.memory)
-        except BaseException as error:
-            self._ended(piece, place, error)
-            raise
-        self._ended(piece, place, None)
+    def start(self, piece: Piece, runs: list[Run] | None, place: Place) -> None:
+        """Fill a place and stage its copy, now or, given `runs`, in threads."""
+        engine, lane = self._engine, place.load.lane
+        if lane.ended:
+            engine.give_up(place)
+            raise AllocationClosed("the batch or frame was abandoned, and this write with it")
+        if runs is None:
+            try:
+                piece.fill(place.memory)
+            except BaseException:
+                engine.give_up(place)
+                raise
+        copy = piece.copy(place.buffer, place.offset)
+        waits_for_submit = lane is engine.uploads
+        if waits_for_submit:
+            self._pending += 1
+            self._copies.add(copy)
+            place.load.gone.then(self._landed)
+        if runs is None:
+            engine.stage(place, copy)
+        elif waits_for_submit:
+            self._pending += len(runs)
+            engine.fill(place, copy, runs, self._end, rings=False)
+        else:
+            self._pending += len(runs)
+            engine.fill(place, copy, runs, partial(self._written, lane), rings=True)
+
+    def _written(self, lane: Lane, error: BaseException | None) -> None:
+        """A thread is through with a part of the caller's data."""
+        if lane.is_abandoned:
+            error = AllocationClosed("the batch or frame was abandoned, and this write with it")
+        self._end(error)
 
     async def finish(self) -> None:
         """Wait until nothing is pending, also when cancelled: threads read the caller's data and write into a shared
@@ -140,23 +175,6 @@ class Filling:
     async def _until_idle(self) -> None:
         self._idle = self._engine.port.event()
         await self._idle.wait()
-
-    def _ended(self, piece: Piece, place: Place, error: BaseException | None) -> None:
-        lane: Lane = place.load.lane
-        if error is None and lane.ended:
-            error = AllocationClosed("the batch or frame was abandoned, and this write with it")
-        if error is not None:
-            self._engine.give_up(place)
-            self._end(error)
-            return
-        copy = piece.copy(place.buffer, place.offset)
-        if lane is self._engine.uploads:
-            self._copies.add(copy)
-            place.load.gone.then(self._landed)
-            self._engine.stage(place, copy)
-        else:
-            self._engine.stage(place, copy)
-            self._end(None)
 
     def _landed(self, gone: Outcome[Submission]) -> None:
         """The submit that took a piece was made, or failed."""

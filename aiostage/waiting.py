@@ -9,7 +9,6 @@ from typing import Any, TypeVar
 import anyio
 from anyio.lowlevel import current_token
 
-from .carrier.protocol import Ended
 from .engine.buffer import Place, StagingBuffer
 from .engine.engine import Engine
 from .engine.lanes import Lane
@@ -97,7 +96,7 @@ async def wait_out(is_over: Callable[[], bool], wait: Callable[[], Awaitable[obj
     `LoopPort.check_task` must have passed: what a foreign driver steps would be thrown back in here for ever.
     """
     thrown: BaseException | None = None
-    while not is_over() and _on_a_loop():  # a coroutine that is closed after its loop cannot wait, in no `finally`
+    while not is_over():
         try:
             if thrown is None:
                 await wait()
@@ -106,6 +105,10 @@ async def wait_out(is_over: Callable[[], bool], wait: Callable[[], Awaitable[obj
                     await wait()
         except GeneratorExit:  # there is no loop any more to wait on
             raise
+        except RuntimeError as error:
+            if not _on_a_loop():  # a coroutine that is closed after its loop cannot wait, in no `finally`
+                break
+            thrown = error
         except BaseException as error:
             thrown = error
     try:
@@ -121,24 +124,3 @@ def _on_a_loop() -> bool:
     except RuntimeError:
         return False
     return True
-
-
-async def in_thread(start: Callable[[Callable[[], object], Ended], object], job: Callable[[], T]) -> T:
-    """Have `start` run `job` in a thread. A cancellation waits for it: it may write to memory that others get next."""
-    finished = anyio.Event()
-    results: list[T] = []
-    errors: list[BaseException] = []
-
-    def ended(error: BaseException | None) -> None:
-        if error is not None:
-            errors.append(error)
-        finished.set()
-
-    start(lambda: results.append(job()), ended)
-    await wait_out(finished.is_set, finished.wait)
-    if errors:
-        try:
-            raise errors.pop()
-        finally:
-            del errors  # see wait_out
-    return results[0]

@@ -21,8 +21,6 @@ import wgpu
 import aiostage
 from aiostage import uploads
 from aiostage.data.pieces import Piece, from_buffer
-from aiostage.gpu.memory import export
-from aiostage.gpu.protocol import map_first
 
 from .machine import print_table, spread
 
@@ -77,7 +75,7 @@ async def overhead(device: wgpu.GPUDevice, buffer_size: int, rounds: int) -> dic
 
 def unwritten(pieces: Iterator[Piece]) -> Iterator[Piece]:
     for piece in pieces:
-        yield piece._replace(fill=lambda memory: None)
+        yield piece._replace(fill=lambda memory: None, runs=list)
 
 
 async def zero_copy(device: wgpu.GPUDevice, seconds: float) -> dict[str, float]:
@@ -88,11 +86,13 @@ async def zero_copy(device: wgpu.GPUDevice, seconds: float) -> dict[str, float]:
     rates: dict[str, list[float]] = {"slots": [], "mapped memory": []}
     pool = ThreadPoolExecutor(threads)
     loop = asyncio.get_running_loop()
-    async with aiostage.StagingRing(device, 20, size) as ring:
-        native = ring._tracker.native
-        buffers = [native.create_staging_buffer(size, ring.host_cached) for _ in range(threads)]
-        map_first(native, buffers)
-        memories = [np.frombuffer(export(native.address(b), size, lambda _: None), np.uint8) for b in buffers]
+    budget = aiostage.MemoryBudget(threads * size)
+    async with (
+        aiostage.StagingRing(device, 20, size) as ring,
+        aiostage.StagingRing(device, threads, size, budget=budget) as other,
+    ):
+        kept = [await other.allocate(size) for _ in range(threads)]
+        memories = [slot.array(np.uint8, (size,)) for slot in kept]
 
         async def into_slot(index: int) -> None:
             slot = await ring.allocate(size)
@@ -108,8 +108,8 @@ async def zero_copy(device: wgpu.GPUDevice, seconds: float) -> dict[str, float]:
             for name, way in (("slots", into_slot), ("mapped memory", into_mapped)):
                 rates[name].append(await rate(way, threads, size, seconds / 3))
         memories.clear()
-        for buffer in buffers:
-            ring._tracker.native.destroy(buffer)
+        for slot in kept:
+            slot.abandon()
     return {name: round(statistics.median(values), 2) for name, values in rates.items()}
 
 

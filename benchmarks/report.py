@@ -13,7 +13,7 @@ from typing import Any
 
 from aiostage.tools.cli import Parser, exit_status
 
-from . import calls, costs, fences, pools, soak, textures, throughput
+from . import costs, fences, pools, soak, textures, throughput
 from .machine import RESULTS
 
 PAGE = RESULTS.parent.parent / "docs" / "performance.md"
@@ -46,8 +46,6 @@ def sections() -> Iterator[str]:
         yield table(fences.HEADER, fences.rows(load(machine, "fences")["figures"]))
         yield f"### Costs (`{machine}-costs.json`)\n"
         yield table(costs.HEADER, costs.rows(load(machine, "costs")["figures"]))
-        yield f"### Calls of a submit (`{machine}-calls.json`)\n"
-        yield table(calls.HEADER, calls.rows(load(machine, "calls")["figures"]))
         for kind in ("throughput", "throughput-uvloop"):
             if (RESULTS / f"{machine}-{kind}.json").exists():
                 yield from rates(machine, kind)

@@ -18,6 +18,8 @@ from typing import Any
 
 import pytest
 import wgpu
+from held import HeldCopies
+from held import held as held
 from simulated import SimulatedGpu
 
 import aiostage
@@ -185,6 +187,24 @@ async def simulated_ring(gpu: SimulatedGpu) -> AsyncIterator[Callable[..., Any]]
     yield open_one
     gpu.may_submit.set()
     gpu.free_running = True
+    for ring in rings:
+        await ring.aclose()
+
+
+@pytest.fixture
+async def held_ring(held: HeldCopies) -> AsyncIterator[Callable[..., Any]]:
+    """Like `simulated_ring`, on `held`."""
+    rings: list[aiostage.StagingRing] = []
+
+    async def open_one(ring_count: int = 3, buffer_size: int = 1024, **options: Any) -> aiostage.StagingRing:
+        ring = aiostage.StagingRing(held, ring_count, buffer_size, **options)
+        await ring.open()
+        rings.append(ring)
+        return ring
+
+    yield open_one
+    held.may_copy.set()
+    held.free_running = True
     for ring in rings:
         await ring.aclose()
 

@@ -17,7 +17,6 @@ import ctypes
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
-from copy import copy as copy_of
 from functools import partial
 from typing import Any
 
@@ -25,13 +24,16 @@ import anyio
 import anyio.lowlevel
 import numpy as np
 import wgpu
+from simulated_table import FUNCTIONS, number_of
 
+from aiostage import native
 from aiostage.data.copies import BufferCopy, Copy, mip_extent
 from aiostage.data.formats import texel_block
 from aiostage.errors import DeviceLost, InvalidCopy, InvalidSubmit
-from aiostage.gpu.protocol import Done
 
 Step = Callable[[], object]
+Done = Callable[[bool], object]
+"""Called by whoever polls, with whether it went well."""
 
 
 class SimulatedBuffer:
@@ -51,6 +53,7 @@ class SimulatedBuffer:
 
     def destroy(self) -> None:
         self.destroyed = True
+        _gone(self)
 
 
 class SimulatedTexture:
@@ -76,8 +79,22 @@ class SimulatedTexture:
     def level(self, mip: int = 0) -> np.ndarray:
         return self.levels[mip]
 
+    @property
+    def block(self) -> Any:
+        return texel_block(self.format)
+
     def destroy(self) -> None:
         self.destroyed = True
+        _gone(self)
+
+
+_ignore = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(lambda handle: None)
+_IGNORE = ctypes.cast(_ignore, ctypes.c_void_p).value
+
+
+def _gone(resource: Any) -> None:
+    """As the ledger tells the carrier. It need not be put off: nothing of a simulated GPU aborts."""
+    native.gone(number_of(resource), "the destination was destroyed", _IGNORE, _IGNORE, _IGNORE)
 
 
 class SimulatedCommandBuffer:
@@ -86,7 +103,7 @@ class SimulatedCommandBuffer:
     def __init__(self, gpu: SimulatedGpu, steps: Sequence[Step]) -> None:
         self.gpu = gpu
         self.steps = steps
-        self.submitted = False
+        self.claimed = self.submitted = False
 
 
 class SimulatedEncoder:
@@ -110,6 +127,9 @@ class SimulatedGpu:
     """
 
     max_buffer_size = 1 << 30
+    functions = FUNCTIONS
+    message_in_done = True
+    is_stepped = False
 
     def __init__(self, *, submit_blocks: bool = False, free_running: bool = False) -> None:
         self.submit_blocks = submit_blocks
@@ -154,6 +174,11 @@ class SimulatedGpu:
         with self._lock:
             self.complete(len(self._in_flight))
 
+    def destroy_device(self) -> None:
+        """Lose it as GPUDevice.destroy does, of which the carrier is told."""
+        self.lose()
+        native.device_gone(number_of(self), "the device was destroyed")
+
     def lose(self) -> None:
         """Lose the device: what is in flight never happens."""
         with self._lock:
@@ -194,6 +219,16 @@ class SimulatedGpu:
     def is_host_cached(self, wanted: bool | None) -> bool:
         return bool(wanted)
 
+    @property
+    def handles(self) -> tuple[int, int, int]:
+        return number_of(self), number_of(self), 0
+
+    def handle(self, resource: Any) -> int:
+        return number_of(resource)
+
+    def map_mode(self, buffer: SimulatedBuffer) -> int:
+        return 2
+
     def create_staging_buffer(self, size: int, host_cached: bool) -> SimulatedBuffer:
         buffer = SimulatedBuffer(self, size, wgpu.BufferUsage.MAP_WRITE | wgpu.BufferUsage.COPY_SRC)
         self.staging.append(buffer)
@@ -202,7 +237,9 @@ class SimulatedGpu:
     def map(self, buffer: SimulatedBuffer, done: Done) -> None:
         with self._lock:
             self._demand(buffer.map_state == "unmapped", f"map of a buffer that is {buffer.map_state}")
-            self._demand(not buffer.destroyed, "map of a destroyed buffer")
+            if buffer.destroyed:  # which wgpu takes for an error, and no more
+                native.note_error("the buffer was destroyed")
+                return
             buffer.map_state = "mapping"
             self._due.append((buffer.last_use, partial(self._mapped, buffer, done)))
 
@@ -224,40 +261,51 @@ class SimulatedGpu:
             buffer.sealed = buffer.bytes.tobytes()
 
     def destroy(self, buffer: SimulatedBuffer) -> None:
-        buffer.destroy()
+        buffer.destroyed = True
 
     # -- submitting --
+
+    def unusable(self, copy: Copy) -> str | None:
+        return "the destination was destroyed" if copy.destination.destroyed else None
+
+    def is_first_use(self, copy: Any, used: Any) -> bool:
+        return False
+
+    def note_use(self, copies: Any) -> None: ...
 
     def claim_command_buffers(self, command_buffers: Sequence[Any]) -> None:
         for command_buffer in command_buffers:
             if not isinstance(command_buffer, SimulatedCommandBuffer) or not self.owns(command_buffer):
                 raise InvalidSubmit("not a command buffer of this GPU")
-            if command_buffer.submitted:
+            if command_buffer.claimed:
                 raise InvalidSubmit("the command buffer was submitted before")
+        for command_buffer in command_buffers:
+            command_buffer.claimed = True
 
-    def submit(self, copies: Sequence[Copy], command_buffers: Sequence[Any]) -> list[tuple[Copy, InvalidCopy]]:
+    def unclaim_command_buffers(self, command_buffers: Sequence[Any]) -> None:
+        for command_buffer in command_buffers:
+            command_buffer.claimed = False
+
+    def submit(self, copies: Sequence[Any], command_buffers: Sequence[Any]) -> None:
         if self.submit_blocks:
             self.may_submit.wait()
         with self._lock:
-            if self._lost:
-                raise DeviceLost("the device was lost before the submit")
-            steps, refused = [], []
+            if self._lost:  # since somebody looked; nothing of it happens
+                return
+            steps: list[Step] = []
             self.submitted += 1
             for copy in copies:
-                if copy.destination.destroyed:
-                    refused.append((copy, InvalidCopy(f"{copy!r}: the destination was destroyed")))
-                    continue
+                self._demand(not copy.destination.destroyed, "submit with a destroyed destination")
                 source = copy.source.handle
                 self._demand(source.map_state == "unmapped", f"submit of a buffer that is {source.map_state}")
                 self._demand(not source.destroyed, "submit of a destroyed buffer")
                 source.last_use = self.submitted
-                steps.append(partial(self._copy, _without_pin(copy), source))
+                steps.append(partial(self._copy, copy, source))
             for command_buffer in command_buffers:
                 self._demand(not command_buffer.submitted, "submit of a command buffer that was submitted")
                 command_buffer.submitted = True
                 steps.extend(command_buffer.steps)
             self._in_flight.append(steps)
-            return refused
 
     def _copy(self, copy: Copy, source: SimulatedBuffer) -> None:
         self._compare(source)
@@ -321,14 +369,6 @@ class SimulatedGpu:
 
     def owns(self, resource: Any) -> bool:
         return getattr(resource, "gpu", None) is self
-
-
-def _without_pin(command: Copy) -> Copy:
-    """What a GPU keeps of a copy command: nothing that the ring keeps with it."""
-    kept = copy_of(command)
-    if isinstance(kept, BufferCopy):
-        kept.pin = None
-    return kept
 
 
 async def until(condition: Callable[[], object]) -> None:

@@ -1,8 +1,8 @@
 """Time, event loop, threads and GPU in the hands of the test, one step at a time and without a second thread.
 
-`SteppedLoop` is an asyncio loop whose turns and whose clock the test moves. `HeldWorkers` and `HeldPoller` stand in for
-the library's threads: what they would do happens when the test says so, off the loop as far as anybody can tell.
-`SteppedGpu` delivers what is due in the order that the test asks for, and tells `watcher` what reaches it.
+`SteppedLoop` is an asyncio loop whose turns and whose clock the test moves. `SteppedGpu` has the native carrier without
+its threads: what they would do happens when the test says so, off the loop as far as anybody can tell. It delivers what
+is due in the order that the test asks for, and tells `watcher` what reaches it.
 """
 
 from __future__ import annotations
@@ -11,13 +11,14 @@ import asyncio
 import heapq
 import itertools
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, ClassVar
+from typing import Any
 
 from simulated import SimulatedGpu
 
-import aiostage.carrier.threads
+from aiostage import native
+from aiostage.carrier.carrier import Carrier
 
 
 class SteppedLoop(asyncio.AbstractEventLoop):
@@ -91,94 +92,88 @@ class SteppedLoop(asyncio.AbstractEventLoop):
         self.errors.append(context)
 
 
-class HeldWorkers(aiostage.carrier.threads.Workers):
-    """Jobs run when `step` is called."""
+class SteppedCarrier(Carrier):
+    """A carrier without threads: `SteppedGpu` makes its steps. It tells `watcher` which jobs it is given."""
 
-    made: ClassVar[dict[str, HeldWorkers]] = {}
-    watcher: ClassVar[Any] = None
+    def __init__(self, device: Any, port: Any, reached: Any, lost: Any) -> None:
+        super().__init__(device, port, reached, lost)
+        self.port = port
+        device.carrier = self
 
-    def __init__(self, port: Any, threads: int, name: str) -> None:
-        super().__init__(port, threads, name)
-        self.held: list[Any] = []
-        self.made[name] = self
+    def copy(self, data: Any, address: int, steps: Any, swap: int, ended: Any, rings: bool = True) -> int:
+        gpu: SteppedGpu = self._device
+        what = gpu.watcher.starting()
 
-    def _add_thread(self) -> None: ...
+        def heard(job: int, error: BaseException | None) -> None:
+            gpu.watcher.job_heard(what)
+            ended(job, error)
 
-    def start(self, job: Callable[[], object], done: Any, nbytes: int = 0) -> None:
-        self.held.append((job, done, self.watcher.starting()))
+        job = super().copy(data, address, steps, swap, heard, rings)
+        gpu.jobs[job] = what
+        return job
 
-    def step(self, index: int = 0) -> None:
-        """Run one job as its thread would."""
-        job, done, what = self.held.pop(index)
-        error: BaseException | None = None
-        self.watcher.job_begins(what)
-        try:
-            with off_the_loop():
-                job()
-        except AssertionError:
-            raise  # the test's own
-        except BaseException as caught:
-            error = caught
-        finally:
-            self.watcher.job_ends()
+    def _made(self, departure: Any, copies: Any, ago: float) -> None:
+        for copy, _ in departure.failures:
+            self._device.watcher.left_out(copy)
+        super()._made(departure, copies, ago)
 
-        def tell() -> None:
-            self.watcher.job_heard(what, error)
-            done(error)
-
-        if done is not None:
-            self._post(tell)
-
-
-class HeldPoller:
-    """Polls when `SteppedGpu.deliver` is called."""
-
-    def __init__(self, native: Any, expected: Any, lost: Callable[[], None]) -> None:
-        self.lost = lost
-        self.stopped = False
-        native.poller = self
-
-    def wake(self) -> None: ...
-
-    def stop(self) -> None:
-        self.stopped = True
+    def cancel(self, job: int) -> bool:
+        if cancelled := super().cancel(job):
+            del self._device.jobs[job]
+            self.port.post(self.hear)
+        return cancelled
 
 
 class SteppedGpu(SimulatedGpu):
-    """A simulated GPU that can deliver a part of what is due, and in another order."""
+    """A simulated GPU that can deliver a part of what is due, and in another order; and the steps of its carrier."""
 
+    is_stepped = True
     watcher: Any = None
-    poller: Any = None
+    carrier: Any = None
 
     def __init__(self, *, submit_blocks: bool = False) -> None:
         super().__init__(submit_blocks=submit_blocks)
-        self.submit_calls = 0
+        self.jobs: dict[int, Any] = {}  # those that no thread has done, in order, and what they are for
+        self.order = "all"
+
+    def copy(self, index: int = 0) -> None:
+        """Do a job, as a thread would."""
+        job = list(self.jobs)[index]
+        what = self.jobs.pop(job)
+        self._step(native.COPY, index)
+        self.watcher.job_done(what)
+
+    def depart(self) -> bool:
+        """Submit what may go. False: there is nothing."""
+        return self._step(native.DEPART)
 
     def deliver(self, order: str = "all") -> None:
         """Poll: "all", only "maps" or "fences", only the "first" or "last" of what is due, or all "reversed"."""
-        if self.poller.stopped:
-            return
-        due = [item for item in self._due if self._lost or item[0] <= self.completed]
-        if order == "reversed":
-            due.reverse()
-        elif order in ("maps", "fences"):
-            due = [item for item in due if (item[1].func == self._mapped) is (order == "maps")]
-        elif order in ("first", "last"):
-            due = due[:1] if order == "first" else due[-1:]
+        self.order = order
+        self._step(native.POLL)
+
+    def _step(self, which: int, index: int = 0) -> bool:
         with off_the_loop():
-            for item in due:
-                self._due.remove(item)
-                item[1](not self._lost)
-            if self._lost:
-                self.poll()
-                self.poller.lost()
+            made = self.carrier.step(which, index)
+        self.carrier.port.post(self.carrier.hear)
+        return made
+
+    def poll(self) -> None:
+        due = [item for item in self._due if self._lost or item[0] <= self.completed]
+        if self.order == "reversed":
+            due.reverse()
+        elif self.order in ("maps", "fences"):
+            due = [item for item in due if (item[1].func == self._mapped) is (self.order == "maps")]
+        elif self.order in ("first", "last"):
+            due = due[:1] if self.order == "first" else due[-1:]
+        for item in due:
+            self._due.remove(item)
+            item[1](not self._lost)
 
     def submit(self, copies: Any, command_buffers: Any) -> Any:
-        assert not self.submit_blocks or asyncio._get_running_loop() is None, "a submit that blocks, on the loop"
-        self.submit_calls += 1
-        refused = super().submit(copies, command_buffers)
-        self.watcher.arrived(copies, refused, command_buffers)
-        return refused
+        assert asyncio._get_running_loop() is None, "a submit on the loop"
+        super().submit(copies, command_buffers)
+        self.watcher.arrived(copies, command_buffers)
 
     def create_relay(self, size: int, data: Any = None) -> Any:
         relay = super().create_relay(size, data)

@@ -234,7 +234,7 @@ async def test_many_mostly_empty_buffers_stall_less_in_less_memory() -> None:
 async def test_near_the_budget_what_was_never_needed_can_go() -> None:
     work = rounds(4, one_by_one(3, 1024))
     budget = MemoryBudget(16 * KiB)
-    before, advice = await do(work, 8, 2048, budget=budget)
+    before, advice = await do(work, 8, 2048, budget=budget, pause=0.02)  # slower than three uploads
     assert before.buffer_stalls == 0
     near = advice[NEAR_BUDGET]
     assert "16 KiB of 16 KiB are in use, 16 KiB by this ring" in near.message

@@ -111,7 +111,7 @@ BENCH, DOCTOR = [*CLI, "bench"], [*CLI, "doctor"]
         [*BENCH, "nonsense"],
         [*BENCH, "--quick"],
         [*BENCH, "fences", "--out", "/dev/null/results"],
-        [*BENCH, "fences", "calls", "--out", "both.json"],
+        [*BENCH, "fences", "costs", "--out", "both.json"],
         [*SOAK, "--uploads", "0"],
         [*SOAK, "--coroutines", "-1"],
         [*SOAK, "--seed", "-1"],
@@ -133,8 +133,8 @@ def test_what_it_cannot_do_gets_one_line_and_status_2(command: list[str]) -> Non
     [
         [*CLI, "info"],
         DOCTOR,
-        [*BENCH, "calls"],
-        [*BENCH, "calls", "--software"],
+        [*BENCH, "fences"],
+        [*BENCH, "fences", "--software"],
         SOAK,
         ["examples/memory_pool_demo.py"],
         ["examples/compressed_texture_demo.py"],
@@ -159,7 +159,7 @@ def test_without_an_adapter_there_is_one_line_and_status_2(command: list[str]) -
         DOCTOR,
         [*CLI, "demo", "--frames", "2", "--output", "{tmp}"],
         [*BENCH, "--help"],
-        [*BENCH, "calls", "--quick"],
+        [*BENCH, "fences", "--quick"],
         [*SOAK, "--uploads", "200"],
         ["-m", "benchmarks.report", "--help"],
         ["examples/memory_pool_demo.py", "--output", "{tmp}/pool.png"],
@@ -201,21 +201,21 @@ def test_a_benchmark_writes_where_it_was_told_to_and_nowhere_else(tmp_path: Path
         return {path: path.stat().st_mtime_ns for path in (ROOT / "benchmarks" / "results").rglob("*.json")}
 
     before = kept()
-    printed = python(*BENCH, "calls", "--quick", cwd=tmp_path)
+    printed = python(*BENCH, "fences", "--quick", cwd=tmp_path)
     assert printed.returncode == 0, printed.stderr
     assert not list(tmp_path.iterdir())
-    written = python(*BENCH, "calls", "--quick", "--out", "here/calls.json", cwd=tmp_path)
+    written = python(*BENCH, "fences", "--quick", "--out", "here/fences.json", cwd=tmp_path)
     assert written.returncode == 0, written.stderr
-    assert json.loads((tmp_path / "here" / "calls.json").read_text()).keys() == {"machine", "figures"}
+    assert json.loads((tmp_path / "here" / "fences.json").read_text()).keys() == {"machine", "figures"}
     assert kept() == before
 
 
 def test_figures_of_several_benchmarks_go_into_a_directory(device: wgpu.GPUDevice, tmp_path: Path) -> None:
-    for kind in ("calls", "pools"):
+    for kind in ("fences", "pools"):
         machine.check_out(tmp_path / "new")
         machine.save(tmp_path / "new", kind, device, {"of": kind})
     names = {path.name for path in (tmp_path / "new").iterdir()}
-    assert names == {f"{machine.name(device)}-{kind}.json" for kind in ("calls", "pools")}
+    assert names == {f"{machine.name(device)}-{kind}.json" for kind in ("fences", "pools")}
 
 
 def test_bench_outside_a_checkout_says_where_benchmarks_are(

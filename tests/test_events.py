@@ -83,7 +83,7 @@ async def test_when_it_is_off_no_record_is_made_and_nothing_formatted(
     caplog.set_level(logging.INFO, logger="aiostage")
     monkeypatch.setattr(events.logger, "isEnabledFor", count_question)
     monkeypatch.setattr(events.logger, "_log", count_record)
-    for module in ("engine.engine", "carrier.threads", "carrier.timeline"):
+    for module in ("engine.engine", "carrier.carrier", "carrier.timeline"):
         monkeypatch.setattr(f"aiostage.{module}.event", count_record)
     uploads = 50
     async with aiostage.StagingRing(device, 3, 65536) as ring:

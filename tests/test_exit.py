@@ -29,18 +29,17 @@ import queue  # noqa: E402
 import signal  # noqa: E402
 import warnings  # noqa: E402
 from functools import partial  # noqa: E402
-from types import SimpleNamespace  # noqa: E402
 
+import numpy as np  # noqa: E402
 import pytest  # noqa: E402
+from interpose import replace  # noqa: E402
 from misuse_cases import Sandbox  # noqa: E402
-from simulated import until  # noqa: E402
+from simulated import SimulatedGpu, until  # noqa: E402
 
 import aiostage  # noqa: E402
-from aiostage import KiB, MiB, memory  # noqa: E402
-from aiostage.carrier.threads import Workers  # noqa: E402
+from aiostage import KiB, MiB, exits, memory  # noqa: E402
 from aiostage.events import event  # noqa: E402
 from aiostage.gpu.device import connect  # noqa: E402
-from aiostage.loop import LoopPort  # noqa: E402
 
 kept: dict[str, Any] = {}  # until the interpreter takes it down
 SCENES: dict[str, Callable[[], object]] = {}
@@ -63,47 +62,48 @@ def test_the_interpreter_ends(name: str) -> None:
     assert "panicked" not in outcome.stderr  # coroutines that are closed without a loop may complain
 
 
-async def test_jobs_that_no_thread_will_do_are_told_at_exit() -> None:
-    port, begun, go_on = LoopPort(), threading.Event(), threading.Event()
-    workers, ends = Workers(port, 1, "test"), []
-    workers.start(lambda: (begun.set(), go_on.wait()), ends.append)
-    for _ in range(2):
-        workers.start(lambda: None, ends.append)
-    await until(begun.is_set)
-    threads = workers._end()
-    go_on.set()
-    await until(lambda: len(ends) == 3)
-    assert [type(error) for error in ends if error] == [RuntimeError] * 2
-    await until(lambda: not threads[0].is_alive())
+async def test_jobs_that_no_thread_will_do_are_done_by_the_loop_at_exit(monkeypatch: pytest.MonkeyPatch) -> None:
+    ends: list[BaseException | None] = []
+    data = np.arange(64 * MiB, dtype=np.uint32).view(np.uint8)[: 64 * MiB].reshape(16, -1)
+    copied = np.zeros_like(data)
+    async with aiostage.FenceTracker(SimulatedGpu(free_running=True)) as tracker:
+        carrier = tracker.carrier
+        carrier.add_copiers(2)
+        for source, to in zip(data, copied, strict=True):
+            carrier.copy(source, to.ctypes.data, (1,), 0, lambda job, error: ends.append(error))
+        with monkeypatch.context() as patch:
+            patch.setattr(exits, "over", True)
+            threads = list(carrier._outlive_threads())  # which end amid their jobs
+            await until(lambda: len(ends) == len(data))
+        assert ends == [None] * len(data)
+        assert (copied == data).all()
+        assert not any(thread.is_alive() for thread in threads)
 
 
-async def test_a_forked_child_waits_for_no_lock_that_was_held_in_its_parent() -> None:
-    port = LoopPort()
-    workers, jobs, leave = Workers(port, 1, "test"), [], threading.Event()
-    workers.start(lambda: None, jobs.append)
-    await until(lambda: jobs)
+async def test_a_forked_child_waits_for_no_thread_or_lock_of_its_parent() -> None:
+    gpu, statuses = SimulatedGpu(free_running=True), []
+    async with aiostage.StagingRing(gpu, 3, 16 * KiB, inline_size=0) as ring:
+        carrier, buffer = ring._tracker.carrier, gpu.buffer(16 * KiB)
 
-    def hold() -> None:
-        with workers._lock:
-            held.set()
-            leave.wait(60)
+        async def upload() -> None:
+            while len(statuses) < 8:
+                await ring.write_buffer(buffer, 0, bytes(16 * KiB))
 
-    held = threading.Event()
-    holder = threading.Thread(target=hold)
-    holder.start()
-    held.wait(30)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # newer Pythons warn of threads
-        child = os.fork()
-    if child == 0:
-        signal.alarm(10)
-        workers._end()
-        os._exit(0)
-    _, status = await asyncio.to_thread(os.waitpid, child, 0)
-    leave.set()
-    holder.join()
-    workers.stop()
-    assert status == 0
+        uploading = [asyncio.ensure_future(upload()) for _ in range(4)]  # threads take locks all the time
+        for _ in range(8):
+            await asyncio.sleep(0.01)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # newer Pythons warn of threads
+                child = os.fork()
+            if child == 0:
+                signal.alarm(3)
+                for thread in carrier._outlive_threads():  # as at its exit,
+                    exits.join(thread, exits.patience())
+                carrier.stop()  # and in a destructor
+                os._exit(0)
+            statuses.append((await asyncio.to_thread(os.waitpid, child, 0))[1])
+        await asyncio.gather(*uploading)
+    assert statuses == [0] * 8
 
 
 # -- what the scenes are made of --
@@ -188,10 +188,9 @@ def prepare_to_hold_all() -> None:
 
 def block_submits(device: Any) -> None:
     """The submits of this device never return, as on a GPU that hangs."""
-    native = connect(device)
     # By a C function: a thread that stands in one of this module's would keep that from being taken down.
-    pause = ctypes.CDLL(None).pause
-    native._releasing = SimpleNamespace(**vars(native._releasing) | {"wgpuQueueSubmit": pause})
+    pause = ctypes.cast(ctypes.CDLL(None).pause, ctypes.c_void_p).value
+    replace(connect(device), "wgpuQueueSubmit", pause)
 
 
 def until_a_submit_is_blocked(box: Sandbox) -> None:
@@ -276,7 +275,7 @@ def destructors_use_everything_while_a_submit_never_ends() -> str:
             lambda: memory.StagingRingManager(2, 64 * KiB, device=other).initialize(),
             memory.close_memory_system,
             ring._tracker.insert,
-            lambda: ring._engine.carrier.copy(lambda: None, lambda error: None),
+            lambda: ring._engine.carrier.poll(int),
             lambda: ring._budget.release(0),
             ring._tracker.native.attach,
             ring._tracker.native.detach,

@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 import signal
-import threading
 from collections.abc import Awaitable, Callable, Coroutine, Generator
 from functools import partial
 from typing import Any, NamedTuple
@@ -23,6 +22,7 @@ import anyio.to_thread
 import pytest
 import wgpu
 from containers import ktx2
+from held import HeldCopies
 from misuse_cases import LOOPS
 from simulated import SimulatedBuffer, SimulatedGpu, SimulatedTexture, until
 
@@ -483,16 +483,16 @@ class Spoilt(Exception):
     """What a producer raises."""
 
 
-@pytest.mark.parametrize("size", [16, 100, 800, 5 * BUFFER], ids=["on the loop", "beside others", "alone", "in pieces"])
 async def test_an_upload_that_cannot_be_copied_fails_alone(
-    gpu: SimulatedGpu, simulated_ring: OpenRing, monkeypatch: pytest.MonkeyPatch, size: int
+    gpu: SimulatedGpu, simulated_ring: OpenRing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ring, gpu.free_running = await simulated_ring(inline_size=64), True
+    """On the loop: the threads only move bytes."""
+    ring, gpu.free_running, size = await simulated_ring(inline_size=64), True, 16
     copy_bytes = pieces.copy_bytes
 
     def spoil(memory: Any, array: Any, start: int) -> None:
         copy_bytes(memory, array, start)
-        if array[-1] == 99 and start + len(memory) == len(array):  # the last piece
+        if array[-1] == 99:
             raise Spoilt
 
     monkeypatch.setattr(pieces, "copy_bytes", spoil)
@@ -565,16 +565,15 @@ async def test_a_lost_device_ends_every_ring_on_it(gpu: SimulatedGpu, simulated_
 
 
 async def test_an_upload_whose_thread_is_still_copying_when_the_device_is_lost_ends_after_it(
-    gpu: SimulatedGpu, simulated_ring: OpenRing, monkeypatch: pytest.MonkeyPatch
+    held: HeldCopies, held_ring: OpenRing
 ) -> None:
-    ring, may_copy = await simulated_ring(inline_size=64), threading.Event()
-    monkeypatch.setattr(pieces, "copy_bytes", lambda memory, array, start: may_copy.wait())
-    upload = asyncio.ensure_future(ring.write_buffer(gpu.buffer(BUFFER), 0, bytes(BUFFER)))
-    gpu.lose()
-    with pytest.raises(aiostage.DeviceLost):
-        await (await ring.submit())
-    await until(lambda: ring.is_closed)
+    ring = await held_ring(inline_size=64)
+    upload = asyncio.ensure_future(ring.write_buffer(held.buffer(BUFFER), 0, bytes(BUFFER)))
+    await until(lambda: ring._engine.under_way)
+    held.lose()
+    await anyio.sleep(0.02)
     assert not upload.done()
-    may_copy.set()
+    held.may_copy.set()
     with anyio.fail_after(30), pytest.raises(aiostage.DeviceLost):
         await upload
+    assert ring.is_closed

@@ -13,10 +13,10 @@ import anyio
 import pytest
 import wgpu
 from simulated import SimulatedGpu, turns, until
+from simulated_table import number_of
 
 import aiostage
-from aiostage import Fence, FenceTracker
-from aiostage.gpu.device import connect
+from aiostage import Fence, FenceTracker, native
 
 
 @pytest.fixture
@@ -28,12 +28,9 @@ async def tracker(gpu: SimulatedGpu) -> AsyncIterator[FenceTracker]:
 
 def work(gpu: SimulatedGpu, tracker: FenceTracker) -> Fence:
     """A fence behind a submission of its own."""
+    native.settle(number_of(gpu))  # as wgpu-py's submit does, so that no earlier fence is behind this
     gpu.submit([], [])
     return tracker.insert()
-
-
-def poll_threads() -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if thread.name == "aiostage poll"]
 
 
 async def test_a_fence_completes_with_the_work_before_it_and_not_earlier(
@@ -112,7 +109,8 @@ async def test_work_that_the_queue_says_has_failed_is_not_done(
     told: list[Any] = []
     monkeypatch.setattr(gpu, "on_work_done", told.append)
     fence = tracker.insert()
-    told.pop()(False)
+    await until(lambda: told)
+    monkeypatch.setattr(gpu, "poll", lambda: told and told.pop()(False))
     with pytest.raises(aiostage.DeviceLost):
         await fence.wait(10)
 
@@ -275,7 +273,7 @@ async def test_a_fence_that_is_pending_when_its_tracker_closes_completes_all_the
     with anyio.fail_after(30):
         await fence
     assert gpu.attached == 0
-    assert not poll_threads()
+    await until(lambda: tracker.carrier.counts["threads"] == 0)
 
 
 # -- polling --
@@ -287,7 +285,7 @@ async def test_nothing_is_polled_while_nothing_is_pending(gpu: SimulatedGpu, tra
     fence = work(gpu, tracker)
     gpu.complete()
     await fence
-    await until(lambda: tracker._polling._parked)
+    await until(lambda: tracker.carrier.counts["is_idle"])
     polls = gpu.polls
     await anyio.sleep(0.3)
     assert gpu.polls == polls
@@ -295,38 +293,30 @@ async def test_nothing_is_polled_while_nothing_is_pending(gpu: SimulatedGpu, tra
     gpu.complete()
     await fence
     tracker.close()
-    assert poll_threads() == []
+    await until(lambda: tracker.carrier.counts["threads"] == 0)
     tracker.native.attach()
     tracker._users += 1  # for the fixture to close
 
 
-async def test_nothing_is_polled_while_nothing_is_pending_on_a_real_device(
-    device: wgpu.GPUDevice, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    native, polls = connect(device), []
-    poll = native.poll
-    monkeypatch.setattr(native, "poll", lambda: (polls.append(1), poll()))
+async def test_nothing_is_polled_while_nothing_is_pending_on_a_real_device(device: wgpu.GPUDevice) -> None:
     async with FenceTracker(device) as tracker:
         await tracker.insert()
-        await until(lambda: tracker._polling._parked)
+        await until(lambda: tracker.carrier.counts["is_idle"])
+        polls = tracker.carrier.counts["polls"]
         assert polls
-        polls.clear()
         await anyio.sleep(0.3)
-        assert not polls
+        assert tracker.carrier.counts["polls"] == polls
         await tracker.insert()
-        assert polls
+        assert tracker.carrier.counts["polls"] > polls
 
 
 async def test_many_fences_from_many_threads_complete_in_order(device: wgpu.GPUDevice) -> None:
-    # Inserts come from the submitting thread too, and polls from whoever asks for statistics.
     order: list[int] = []
     async with FenceTracker(device) as tracker:
         fences: list[Fence] = []
 
         def insert() -> None:
-            for _ in range(200):
-                fences.append(tracker.insert())
-                tracker.native.poll()
+            fences.extend(tracker.insert() for _ in range(200))
 
         with anyio.fail_after(60):
             async with anyio.create_task_group() as group:
@@ -370,10 +360,7 @@ async def test_a_fence_that_completes_in_the_turn_of_its_timeout_is_no_timeout(
 async def test_a_tracker_whose_thread_cannot_be_started_is_not_made(
     gpu: SimulatedGpu, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(thread: threading.Thread) -> None:
-        raise RuntimeError("can't start new thread")
-
-    with monkeypatch.context() as patch, pytest.raises(aiostage.CannotStartThread, match="can't start new thread"):
-        patch.setattr(threading.Thread, "start", refuse)
+    with monkeypatch.context() as patch, pytest.raises(aiostage.CannotStartThread, match="could not be started"):
+        patch.setattr(native.Carrier, "start", lambda carrier: False)
         FenceTracker(gpu)
     assert gpu.attached == 0

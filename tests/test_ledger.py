@@ -7,6 +7,7 @@ import contextlib
 import gc
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,6 +15,7 @@ import anyio
 import numpy as np
 import pytest
 import wgpu
+from interpose import interpose
 from readback import read_texture
 from simulated import turns, until
 from wgpu.backends.wgpu_native import _api
@@ -25,7 +27,6 @@ from aiostage.data.copies import TextureCopy, resolve_region
 from aiostage.gpu import device as native_module
 from aiostage.gpu.device import connect
 from aiostage.gpu.ledger import ledger
-from aiostage.gpu.protocol import map_first
 from aiostage.pools import BufferPool
 
 METHODS = [
@@ -45,8 +46,17 @@ def recorded(device: wgpu.GPUDevice) -> wgpu.GPUCommandBuffer:
 def is_destroyed(buffer: wgpu.GPUBuffer) -> bool:
     """Whether wgpu itself says so."""
     native = connect(buffer._device)
-    error, _ = native._captured(native._releasing.wgpuBufferUnmap, native._pointer(buffer))
+    error, _ = native._captured(_api.lib.wgpuBufferUnmap, buffer._internal)
     return "destroyed" in (error or "")
+
+
+def has_lost_its_device(buffer: wgpu.GPUBuffer) -> bool:
+    """Whether wgpu itself says so."""
+    try:
+        buffer._device.create_buffer(size=4, usage=USAGE)
+    except wgpu.GPUError:
+        return True
+    return False
 
 
 class Wrapper:
@@ -200,15 +210,19 @@ async def test_a_command_buffer_that_the_ring_could_not_submit_is_its_owners_aga
     device: wgpu.GPUDevice, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     native, command_buffer = connect(device), recorded(device)
-    async with StagingRing(device, 1, 1024):
+    ring = StagingRing(device, 1, 1024)
+    await ring.open()
+    with await ring.allocate(4) as slot:
+        slot.copy_to_buffer(device.create_buffer(size=4, usage=USAGE))
+    with monkeypatch.context() as patch:
+        patch.setattr(native, "unusable", lambda copy: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            await ring.submit([command_buffer])
+    with contextlib.suppress(aiostage.DeviceLost):
+        await ring.aclose()
+    device.queue.submit([command_buffer])
+    with pytest.raises(aiostage.InvalidSubmit):
         native.claim_command_buffers([command_buffer])
-        with monkeypatch.context() as patch:
-            patch.setattr(native, "_sift", lambda copies: 1 / 0)
-            with pytest.raises(ZeroDivisionError):
-                native.submit([], [command_buffer])
-        device.queue.submit([command_buffer])
-        with pytest.raises(aiostage.InvalidSubmit):
-            native.claim_command_buffers([command_buffer])
 
 
 async def test_a_fresh_command_buffer_at_the_address_of_a_submitted_one_is_fresh(device: wgpu.GPUDevice) -> None:
@@ -332,19 +346,20 @@ def test_threads_that_open_a_devices_first_rings_share_its_budget_and_poll_guard
     assert own_device._poller._poll_func is original
 
 
-@pytest.fixture
-def before_the_submit(own_device: wgpu.GPUDevice, monkeypatch: pytest.MonkeyPatch) -> list[Callable[[], object]]:
+@pytest.fixture(params=["wgpuCommandEncoderFinish", "wgpuQueueSubmit"])
+def before_the_submit(own_device: wgpu.GPUDevice, request: pytest.FixtureRequest) -> list[Callable[[], object]]:
     """What threads do between the checks of a submit and the submit, which may not wait for it."""
-    native, acts = connect(own_device), []
-    encode = native._encode
+    acts: list[Callable[[], object]] = []
 
-    def meanwhile(copies: Any) -> Any:
-        encoded = encode(copies)
-        in_threads(acts)
-        acts.clear()
-        return encoded
+    def meanwhile(original: Any) -> Any:
+        def call(*args: Any) -> Any:
+            in_threads(acts)
+            acts.clear()
+            return original(*args)
 
-    monkeypatch.setattr(native, "_encode", meanwhile)
+        return call
+
+    interpose(connect(own_device), request.param, meanwhile)
     return acts
 
 
@@ -358,7 +373,8 @@ async def test_a_destination_destroyed_between_the_check_and_the_submit_is_destr
         await ring.write_buffer(buffer, 0, b"data")
         before_the_submit.append(texture.destroy)
         await ring.write_texture({"texture": texture}, np.zeros((1, 1, 4), np.uint8))
-        assert is_destroyed(buffer)
+        assert not before_the_submit
+        await until(lambda: is_destroyed(buffer))
         for write in (ring.write_buffer(buffer, 0, b"data"), ring.write_texture({"texture": texture}, bytes(4))):
             with pytest.raises(aiostage.InvalidCopy, match="destroyed"):
                 await write
@@ -372,30 +388,75 @@ async def test_a_device_destroyed_between_the_check_and_the_submit_is_destroyed_
         before_the_submit.append(own_device.destroy)
         with contextlib.suppress(aiostage.DeviceLost):  # as soon as it was made
             await ring.write_buffer(buffer, 0, b"data")
-        assert not before_the_submit
+        await until(lambda: not before_the_submit)
         with pytest.raises(aiostage.DeviceLost):
             await ring.write_buffer(buffer, 0, b"data")
+    await until(lambda: has_lost_its_device(buffer))
 
 
-@pytest.mark.parametrize("look", ["at mapped memory", "into a relay"])
-def test_a_device_destroyed_between_the_check_and_a_look_is_destroyed_after_it(
-    own_device: wgpu.GPUDevice, monkeypatch: pytest.MonkeyPatch, look: str
+async def test_an_error_in_another_thread_between_the_check_and_the_submit_is_that_threads(
+    own_device: wgpu.GPUDevice, before_the_submit: list[Callable[[], object]]
+) -> None:
+    buffer, errors = own_device.create_buffer(size=4, usage=USAGE), []
+
+    def err() -> None:
+        try:
+            own_device.create_buffer(size=4, usage=USAGE | wgpu.BufferUsage.MAP_READ | wgpu.BufferUsage.MAP_WRITE)
+        except wgpu.GPUError as error:
+            errors.append(error)
+
+    async with StagingRing(own_device, 1, 1024) as ring:
+        before_the_submit.append(err)
+        await ring.write_buffer(buffer, 0, b"data")
+    assert len(errors) == 1
+    assert bytes(own_device.queue.read_buffer(buffer)) == b"data"
+
+
+@pytest.mark.parametrize("when", ["a ring is opened", "a buffer comes back"])
+async def test_a_device_destroyed_between_the_check_and_a_look_at_memory_is_destroyed_after_it(
+    own_device: wgpu.GPUDevice, when: str
+) -> None:
+    native, looks, first = connect(own_device), [], int(when == "a buffer comes back")
+    target = own_device.create_buffer(size=4, usage=USAGE)
+
+    def meanwhile(address: Any) -> Any:
+        def look(*args: Any) -> Any:
+            if len(looks) == first:
+                in_threads([lambda: (own_device.destroy(), native._poll())])
+            looks.append(address(*args))
+            return looks[-1]
+
+        return look
+
+    for name in ("wgpuBufferGetMappedRange", "wgpuBufferGetConstMappedRange"):
+        interpose(native, name, meanwhile)
+    ring = StagingRing(own_device, 1, 1024)
+    with anyio.fail_after(30), pytest.raises(aiostage.DeviceLost):
+        await ring.open()
+        while True:
+            await ring.write_buffer(target, 0, b"data")
+    await until(lambda: has_lost_its_device(target))
+    assert len(looks) == first + 1
+    assert all(looks)
+    await ring.aclose()
+
+
+def test_a_device_destroyed_between_the_check_and_a_relays_memory_is_destroyed_after_it(
+    own_device: wgpu.GPUDevice, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     native = connect(own_device)
-    staging = native.create_staging_buffer(1024, native.is_host_cached(None))
-    map_first(native, [staging])
+    buffer = own_device.create_buffer(size=4, usage=USAGE)
     is_lost = native.is_lost
 
     def destroy_after(probe: bool = True) -> bool:
         lost = is_lost(probe)
-        in_threads([lambda: (own_device.destroy(), native.poll())])
+        in_threads([lambda: (own_device.destroy(), native._poll())])
         return lost
 
     with monkeypatch.context() as patch:
         patch.setattr(native, "is_lost", destroy_after)
-        assert native.address(staging) if look == "at mapped memory" else native.create_relay(1024, bytes(1020))
-    with pytest.raises(aiostage.DeviceLost):
-        native.address(staging)
+        assert native.create_relay(1024, bytes(1020))
+    assert has_lost_its_device(buffer)
     with pytest.raises(aiostage.DeviceLost):
         native.create_relay(1024, bytes(1020))
 
@@ -412,8 +473,11 @@ async def test_what_another_thread_is_about_to_destroy_counts_as_destroyed(
         go_on.wait(30)
 
     async with StagingRing(own_device, 1, 1024) as ring:
-        arguments = linger, None, None, {"buffer": buffer, "device": own_device}[kind]._internal
-        thread = threading.Thread(target=ledger._destroy, args=arguments)
+        resource = {"buffer": buffer, "device": own_device}[kind]
+        name = f"wgpu{kind.capitalize()}Destroy"
+        follower = getattr(_api.libf, name)
+        lingering = partial(follower.func, follower.args[0], linger, *follower.args[2:])
+        thread = threading.Thread(target=lingering, args=(resource._internal,))
         thread.start()
         assert begun.wait(30)
         with pytest.raises(error):
@@ -429,18 +493,20 @@ class BlockedSubmit:
     """A software adapter whose submits, by the library, take until `end`."""
 
     def __init__(self, device: wgpu.GPUDevice) -> None:
-        self._native = native = connect(device)
-        native.submit_blocks, native._holding = True, None
-        submit = native._releasing.wgpuQueueSubmit
+        native = connect(device)
+        native.submit_blocks = True
         self.begun, self._may_end, self.ended = threading.Event(), threading.Event(), False
 
-        def wait(*args: Any) -> None:
-            self.begun.set()
-            self._may_end.wait(20)  # who waits for it on the loop is found out then
-            self.ended = True
-            submit(*args)
+        def waiting(submit: Any) -> Any:
+            def wait(*args: Any) -> None:
+                self.begun.set()
+                self._may_end.wait(20)  # who waits for it on the loop is found out then
+                self.ended = True
+                submit(*args)
 
-        native._releasing = SimpleNamespace(**vars(native._releasing) | {"wgpuQueueSubmit": wait})
+            return wait
+
+        interpose(native, "wgpuQueueSubmit", waiting)
 
     def end(self) -> None:
         assert not self.ended, "somebody waited for the submit"
@@ -492,12 +558,13 @@ async def test_what_runs_on_the_loop_does_not_wait_for_a_submit(
         tracker = FenceTracker(device)
         tracker.insert()
         tracker.close()
-        await ring.stats()
+        ring.stats_nowait()
+        asking = asyncio.ensure_future(ring.stats())  # which has the GPU thread poll, and so takes as long
         for resource in (target, other, texture):
             resource.destroy()
         mapping = readable.map_async("READ")
         await turns()
-        assert not any(task.done() for task in (writing, submitting, leaving, closing))
+        assert not any(task.done() for task in (writing, submitting, leaving, closing, asking))
 
         blocked.end()
         with anyio.fail_after(30):
@@ -506,11 +573,11 @@ async def test_what_runs_on_the_loop_does_not_wait_for_a_submit(
             with pytest.raises(aiostage.InvalidCopy, match="destroyed"):
                 await leaving
             await closing
+            await asking
             await mapping
             with pytest.raises(aiostage.InvalidCopy, match="destroyed"):
                 await ring.write_buffer(target, 0, bytes(64))
-    assert is_destroyed(target)
-    assert is_destroyed(other)
+    await until(lambda: is_destroyed(target) and is_destroyed(other))
 
 
 async def test_what_is_destroyed_during_a_submit_is_destroyed_after_it(
@@ -582,15 +649,30 @@ async def test_a_map_of_what_a_submit_copies_to_waits_for_that_and_no_other_does
     assert bytes(target.read_mapped()) == bytes(range(64))
 
 
-def test_a_poll_does_not_wait_for_a_submit_either(own_device: wgpu.GPUDevice, blocked: BlockedSubmit) -> None:
+async def test_a_poll_of_wgpus_thread_does_not_wait_for_a_submit_either(
+    own_device: wgpu.GPUDevice, blocked: BlockedSubmit, monkeypatch: pytest.MonkeyPatch
+) -> None:
     native, polls = connect(own_device), []
-    native._releasing.wgpuDevicePoll = lambda *args: polls.append(args)
-    with ledger.visit(()):
-        native.poll()
-    assert not polls
-    with ledger.visit():  # a look at memory, which takes no time
-        native.poll()
-    assert polls
+    target = own_device.create_buffer(size=64, usage=USAGE)
+    async with StagingRing(own_device, 1, 1024) as ring:
+        poll = own_device._poller._poll_func  # by which wgpu-py's thread polls
+        monkeypatch.setattr(native, "_lib", SimpleNamespace(wgpuDevicePoll=lambda *args: polls.append(args)))
+        with ledger.visit(native.handles[1]):  # somebody else's submit
+            poll(False)
+        assert not polls
+        with ledger.visit():  # a look at memory, which takes no time
+            poll(False)
+        assert polls
+        polls.clear()
+        writing = asyncio.ensure_future(ring.write_buffer(target, 0, bytes(64)))
+        await until(blocked.begun.is_set)
+        poll(False)
+        assert not polls
+        blocked.end()
+        await (await writing)
+        poll(False)
+        assert polls
+        monkeypatch.undo()
 
 
 def test_a_destructor_may_destroy_anywhere(own_device: wgpu.GPUDevice) -> None:
@@ -652,6 +734,8 @@ async def test_the_loop_turns_while_a_software_adapter_works_in_a_submit(own_dev
         ticking = asyncio.ensure_future(tick())
         for commands in work[:2]:
             submitting = asyncio.ensure_future(ring.submit([commands]))  # the second waits for the first
+            await turns()
+            await until(lambda: not ring._engine.carrier.counts["queued"])  # or they would go together
         await until(lambda: len(ring._engine.under_way) == 1)
         before = ticks
         encoder = device.create_command_encoder()

@@ -4,26 +4,30 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import threading
-from collections.abc import Awaitable, Callable
-from typing import Any, NamedTuple
+from collections.abc import Awaitable, Callable, Iterator
+from functools import partial
+from types import SimpleNamespace
+from typing import Any
 
 import anyio
 import numpy as np
 import pytest
 import wgpu
+from interpose import count_calls, interpose
 from readback import read_buffer, read_texture
 from simulated import SimulatedGpu, turns, until
-from wgpu.backends.wgpu_native import lib_path
+from simulated_table import _tell as tell
+from wgpu.backends.wgpu_native import _api
 
 import aiostage
 from aiostage import BufferState, FenceTracker, KiB, MiB, StagingRing
-from aiostage.data.copies import BufferCopy
-from aiostage.gpu import device as native_module
-from aiostage.gpu.device import check_version, connect
-from aiostage.gpu.functions import Functions
+from aiostage import native as compiled
+from aiostage.engine.engine import Engine
+from aiostage.gpu import layout
+from aiostage.gpu.device import connect
 from aiostage.gpu.ledger import ledger
-from aiostage.gpu.protocol import map_first
 
 OpenRing = Callable[..., Awaitable[StagingRing]]
 Target = Callable[[int], wgpu.GPUBuffer]
@@ -41,21 +45,86 @@ def test_what_is_no_device_is_a_type_error() -> None:
         connect("cuda:0")
 
 
-def test_an_unsupported_version_names_the_installed_and_the_supported_ones() -> None:
-    check_version()
-    check_version("0.32.7")
-    for version in ("0.30.0", "0.33.0", "1.32.0", "0.3"):
-        with pytest.raises(aiostage.UnsupportedVersion) as caught:
-            check_version(version)
-        assert f"wgpu {version} is installed" in str(caught.value)
-        assert "0.32" in str(caught.value)
+class Other:
+    """Like something of wgpu-py's, but for some attributes."""
+
+    def __init__(self, original: Any, **changed: Any) -> None:
+        self._original, self._changed = original, changed
+
+    def __getattr__(self, name: str) -> Any:
+        return self._changed[name] if name in self._changed else getattr(self._original, name)
 
 
-def test_the_version_is_checked_when_a_device_is_first_used(
+def header(lib: dict[str, Any] | None = None, **ffi: Any) -> Any:
+    """wgpu-py's module, with something else in its header."""
+    return SimpleNamespace(lib=Other(_api.lib, **(lib or {})), ffi=Other(_api.ffi, **ffi))
+
+
+def header_with(struct: str, **fields: str | None) -> Any:
+    """With fields where others are, or without them."""
+
+    def typeof(of: Any) -> Any:
+        kind = _api.ffi.typeof(of)
+        if kind is not _api.ffi.typeof(struct):
+            return kind
+        known = dict(kind.fields)
+        changed = known | {name: known[place] if place else None for name, place in fields.items()}
+        return Other(kind, fields=[(name, field) for name, field in changed.items() if field])
+
+    return header(typeof=typeof, sizeof=lambda of: _api.ffi.sizeof(of._original if isinstance(of, Other) else of))
+
+
+def larger(of: Any) -> int:
+    size = int(_api.ffi.sizeof(of))
+    return size + 8 if of is _api.ffi.typeof("WGPUTexelCopyTextureInfo") else size
+
+
+def without_extents(of: Any) -> Any:
+    return _api.ffi.typeof("WGPUNothing" if of == "WGPUExtent3D" else of)
+
+
+def other_poll(of: Any) -> Any:
+    is_poll = not isinstance(of, str) and of == _api.lib.wgpuDevicePoll
+    return SimpleNamespace(cname="void(*)(int)") if is_poll else _api.ffi.typeof(of)
+
+
+@pytest.mark.parametrize(
+    ("changed", "difference"),
+    [
+        (header({"wgpuQueueSubmit": None}), "wgpuQueueSubmit is missing"),
+        (header({"WGPUMapMode_Write": 3}), "WGPUMapMode_Write is 3, not 2"),
+        (header({"WGPUMapMode_Read": None}), "WGPUMapMode_Read is missing, not 1"),
+        (header(sizeof=larger), "WGPUTexelCopyTextureInfo is 40, not 32"),
+        (header(typeof=other_poll), r"wgpuDevicePoll is void\(int\), not uint32_t"),
+        (
+            header_with("WGPUExtent3D", height="depthOrArrayLayers"),
+            r"WGPUExtent3D\.height is \(8, 4\), not \(4, 4\)",
+        ),
+        (header_with("WGPUTexelCopyTextureInfo", aspect=None), r"WGPUTexelCopyTextureInfo\.aspect is missing, not"),
+        (header(typeof=without_extents), "WGPUExtent3D is missing, not 12"),
+    ],
+    ids=[
+        "a function is missing",
+        "a constant",
+        "a constant is missing",
+        "a struct",
+        "a function's type",
+        "an offset",
+        "a field is missing",
+        "a struct is missing",
+    ],
+)
+def test_a_header_that_differs_is_told_of(changed: Any, difference: str) -> None:
+    assert layout.find_difference(_api) is None
+    assert re.match(difference, layout.find_difference(changed) or "")
+
+
+def test_the_header_is_compared_when_a_device_is_first_used(
     own_device: wgpu.GPUDevice, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(wgpu, "__version__", "0.99.0")
-    with pytest.raises(aiostage.UnsupportedVersion, match=r"0\.99\.0"):
+    monkeypatch.setattr(layout, "find_difference", lambda api: "WGPUExtent3D is 16, not 12")
+    with pytest.raises(aiostage.UnsupportedVersion, match=r"0\.99\.0.*WGPUExtent3D.*pip install 'wgpu==0\.32"):
         connect(own_device)
 
 
@@ -92,9 +161,13 @@ async def test_a_poll_of_wgpus_thread_calls_no_blocking_poll(
             waits.append(bool(wait))
             return library.wgpuDevicePoll(device, wait, index)
 
-    library = native._releasing
-    for name in ("_releasing", "_holding"):
-        monkeypatch.setattr(native, name, Library())
+    library = native._lib
+    monkeypatch.setattr(native, "_lib", Library())
+    interpose(
+        native,
+        "wgpuDevicePoll",
+        lambda poll: lambda of, wait, last: (waits.append(bool(wait)), poll(of, wait, last))[1],
+    )
     async with FenceTracker(own_device) as tracker:
         buffer = own_device.create_buffer(size=4, usage=wgpu.BufferUsage.MAP_READ | wgpu.BufferUsage.COPY_DST)
         promise = buffer.map_async("READ")
@@ -129,7 +202,7 @@ async def test_promises_of_wgpu_resolve_while_a_ring_is_idle_and_after_it_is_clo
     buffer = target(16)
     async with StagingRing(device, 1, 1024) as ring:
         await (await ring.write_buffer(buffer, 0, bytes(range(16))))
-        await until(lambda: ring._tracker._polling._parked)
+        await until(lambda: ring._tracker.carrier.counts["is_idle"])
         with anyio.fail_after(30):
             assert bytes(await _read(device, buffer)) == bytes(range(16))
     with anyio.fail_after(30):
@@ -220,17 +293,19 @@ async def test_a_destroyed_destination_spoils_only_its_own_copy(
 async def test_a_destroyed_device_wakes_everybody_who_waits(own_device: wgpu.GPUDevice) -> None:
     usage = wgpu.BufferUsage.COPY_DST | wgpu.BufferUsage.COPY_SRC
     buffer = own_device.create_buffer(size=1024, usage=usage)
+    busy: list[bool] = []  # a GPU that is: nothing is ever done
+    poll = lambda poll: lambda *args: 0 if busy else poll(*args)  # noqa: E731
+    interpose(connect(own_device), "wgpuDevicePoll", poll)
     ring = StagingRing(own_device, 1, 1024)
     await ring.open()
-    native = connect(own_device)
-    native.poll = lambda: None  # type: ignore[method-assign]  # a GPU that is busy: nothing is ever done
+    busy.append(True)
     fence = await ring.write_buffer(buffer, 0, bytes(1024))
     waiters = [asyncio.ensure_future(make) for make in (ring.allocate(4), ring.write_buffer(buffer, 0, bytes(8)))]
     await until(lambda: ring.stats_nowait().waiters == 2)
     await turns()
     assert not any(waiter.done() for waiter in waiters)
-    del native.poll
     own_device.destroy()
+    busy.clear()
     with anyio.fail_after(30):
         for waiter in waiters:
             with pytest.raises(aiostage.DeviceLost):
@@ -269,19 +344,36 @@ async def test_stats_poll_the_device(device: wgpu.GPUDevice, open_ring: OpenRing
     assert (await ring.stats()).submits == 1
 
 
-# -- calls that keep the interpreter's lock --
+# -- a GPU thread that is beside the loop --
+
+
+def test_a_software_adapter_is_known_to_work_in_submits(own_device: wgpu.GPUDevice) -> None:
+    assert connect(own_device).submit_blocks is (own_device.adapter.info["adapter_type"] == "CPU")
 
 
 @pytest.fixture
 def as_on_a_gpu(own_device: wgpu.GPUDevice) -> wgpu.GPUDevice:
-    """The software adapter, driven as a GPU is: submits from the loop, by calls that keep the interpreter's lock."""
-    native = connect(own_device)
-    native.submit_blocks = False
-    native._holding = Functions(lib_path, holding=True)
+    """The software adapter, taken for a GPU, whose submits do not wait."""
+    connect(own_device).submit_blocks = False
     return own_device
 
 
-async def test_calls_that_keep_the_interpreters_lock_move_the_same_bytes(as_on_a_gpu: wgpu.GPUDevice) -> None:
+@pytest.fixture(params=[None, logging.DEBUG], ids=["silent", "wgpu logs"])
+def log_level(request: pytest.FixtureRequest) -> Iterator[None]:
+    """wgpu logs inside its own locks, in whichever thread, and wgpu-py takes the interpreter's lock for that."""
+    logger = logging.getLogger("wgpu")
+    level, handlers, propagate = logger.level, logger.handlers[:], logger.propagate
+    if request.param is not None:
+        logger.handlers, logger.propagate = [logging.NullHandler()], False
+        logger.setLevel(request.param)
+    yield
+    logger.setLevel(level)
+    logger.handlers, logger.propagate = handlers, propagate
+
+
+async def test_threads_and_the_loop_at_the_same_time_move_the_right_bytes(
+    as_on_a_gpu: wgpu.GPUDevice, log_level: None
+) -> None:
     usage = wgpu.BufferUsage.COPY_DST | wgpu.BufferUsage.COPY_SRC
     buffer = as_on_a_gpu.create_buffer(size=8 * MiB, usage=usage)
     usage = wgpu.TextureUsage.COPY_DST | wgpu.TextureUsage.COPY_SRC
@@ -289,38 +381,26 @@ async def test_calls_that_keep_the_interpreters_lock_move_the_same_bytes(as_on_a
     rng = np.random.default_rng(0)
     data = rng.integers(0, 256, 8 * MiB, np.uint8)
     layers = rng.integers(0, 256, (8, 64, 128, 4), np.uint8)
-    async with aiostage.StagingRing(as_on_a_gpu, 3, MiB) as ring:
-        async with anyio.create_task_group() as group:
-            for start in range(0, 7 * MiB, MiB // 2):  # some in threads, some on the loop, all at the same time
-                group.start_soon(ring.write_buffer, buffer, start, data[start : start + MiB // 2])
-            for layer in range(8):
-                destination = {"texture": texture, "origin": (0, 0, layer)}
-                group.start_soon(ring.write_texture, destination, layers[layer])
-        async with ring.batch() as batch:
-            for start in range(7 * MiB, 8 * MiB, 64 * KiB):
-                await batch.write_buffer(buffer, start, data[start : start + 64 * KiB])
-        await batch.fence
-        assert ring.stats_nowait().pending_fences == 0
+    with anyio.fail_after(60):
+        async with aiostage.StagingRing(as_on_a_gpu, 3, MiB) as ring:
+            async with anyio.create_task_group() as group:
+                for start in range(0, 7 * MiB, MiB // 2):  # some in threads, some on the loop, all at the same time
+                    group.start_soon(ring.write_buffer, buffer, start, data[start : start + MiB // 2])
+                for layer in range(8):
+                    destination = {"texture": texture, "origin": (0, 0, layer)}
+                    group.start_soon(ring.write_texture, destination, layers[layer])
+            async with ring.batch() as batch:
+                for start in range(7 * MiB, 8 * MiB, 64 * KiB):
+                    await batch.write_buffer(buffer, start, data[start : start + 64 * KiB])
+            await batch.fence
+            assert ring.stats_nowait().pending_fences == 0
     assert read_buffer(buffer).tobytes() == data.tobytes()
     assert read_texture(texture)[0].reshape(layers.shape).tobytes() == layers.tobytes()
 
 
-async def test_where_a_mapping_tells_that_a_submit_is_done_the_queue_is_not_asked(
-    as_on_a_gpu: wgpu.GPUDevice, monkeypatch: pytest.MonkeyPatch
+async def test_a_destroyed_device_and_destination_are_told_of_where_submits_do_not_wait(
+    as_on_a_gpu: wgpu.GPUDevice,
 ) -> None:
-    target = as_on_a_gpu.create_buffer(size=MiB, usage=wgpu.BufferUsage.COPY_DST)
-    asked = []
-    async with aiostage.StagingRing(as_on_a_gpu, 3, MiB) as ring:
-        on_work_done = ring._tracker.native.on_work_done
-        monkeypatch.setattr(ring._tracker.native, "on_work_done", lambda done: (asked.append(1), on_work_done(done)))
-        for _ in range(10):
-            await (await ring.write_buffer(target, 0, bytes(MiB)))
-        assert not asked
-        await (await ring.submit())  # without a copy no staging buffer goes along
-        assert asked == [1]
-
-
-async def test_a_destroyed_device_and_destination_are_told_of_by_such_calls_too(as_on_a_gpu: wgpu.GPUDevice) -> None:
     good, bad = (as_on_a_gpu.create_buffer(size=64, usage=wgpu.BufferUsage.COPY_DST) for _ in range(2))
     async with aiostage.StagingRing(as_on_a_gpu, 3, MiB) as ring:
         bad.destroy()
@@ -339,81 +419,94 @@ async def test_a_destroyed_device_and_destination_are_told_of_by_such_calls_too(
                 pass
 
 
-class Source(NamedTuple):
-    """A staging buffer, as copies see it."""
+async def test_a_submit_costs_one_call_of_each_kind(as_on_a_gpu: wgpu.GPUDevice) -> None:
+    target = as_on_a_gpu.create_buffer(size=MiB, usage=wgpu.BufferUsage.COPY_DST)
+    asked, mapped = "wgpuQueueOnSubmittedWorkDone", "wgpuBufferMapAsync"
+    calls = count_calls(connect(as_on_a_gpu), "wgpuQueueSubmit", asked, mapped)
+    async with aiostage.StagingRing(as_on_a_gpu, 3, MiB) as ring:
+        calls.clear()
+        for _ in range(10):
+            await (await ring.write_buffer(target, 0, bytes(MiB)))
+        assert calls == {"wgpuQueueSubmit": 10, asked: 10, mapped: 10}
+        calls.clear()
+        await ring._tracker.insert()  # behind nothing that is new
+        assert calls == {asked: 1}
 
-    handle: Any
+
+PLACES = {
+    "a submit": "wgpuQueueSubmit",
+    "a poll": "wgpuDevicePoll",
+    "a map": "wgpuBufferMapAsync",
+    "an unmap": "wgpuBufferUnmap",
+    "a look at memory": "wgpuBufferGetMappedRange",
+    "a question to the queue": "wgpuQueueOnSubmittedWorkDone",
+    "encoding": "wgpuCommandEncoderCopyBufferToBuffer",
+    "the report of an error": "wgpuCommandEncoderCopyBufferToBuffer",
+}
 
 
-@pytest.mark.parametrize("where", ["a map's callback", "a fence's callback", "the report of an error"])
-def test_no_call_that_keeps_the_lock_waits_for_a_thread_that_wgpu_calls_back(
+@pytest.mark.parametrize("where", PLACES)
+async def test_nothing_on_the_loop_waits_for_a_thread_that_is_inside_wgpu_and_needs_the_interpreter(
     own_device: wgpu.GPUDevice, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
-    native, target = connect(own_device), own_device.create_buffer(size=256, usage=wgpu.BufferUsage.COPY_DST)
-    sources = [Source(native.create_staging_buffer(256, native.is_host_cached(None))) for _ in range(2)]
-    map_first(native, [source.handle for source in sources])
-    inside, leave, through = threading.Event(), threading.Event(), threading.Event()
+    native, usage = connect(own_device), wgpu.BufferUsage.COPY_DST | wgpu.BufferUsage.COPY_SRC
+    target, other, doomed = (own_device.create_buffer(size=4 * KiB, usage=usage) for _ in range(3))
+    for buffer in (target, other, doomed):  # or it would be found out by a call that fails, and wgpu reports one by one
+        ledger.note(buffer, destroyed=False)
+    armed, inside, leave, late = threading.Event(), threading.Event(), threading.Event(), list[str]()
+    data = np.random.default_rng(0).integers(0, 256, 4 * KiB, np.uint8)
 
-    def stay(*args: Any) -> None:
+    def stay() -> None:
         inside.set()
-        leave.wait(60)
+        if not leave.wait(10):
+            late.append(where)
 
-    def get_called_back() -> None:
+    def stay_once(function: Any) -> Any:
+        def call(*args: Any) -> Any:
+            if armed.is_set() and threading.current_thread() is not threading.main_thread():
+                armed.clear()
+                if where == "the report of an error":
+                    return function(*args[:-1], args[-1] + 1)  # of a size that no copy can have
+                stay()
+            return function(*args)
+
+        return call
+
+    def report(handle: Any, *args: Any) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            stay()
+        handle(*args)
+
+    interpose(native, PLACES[where], stay_once)
+    async with StagingRing(own_device, 4, 4 * KiB, inline_size=512) as ring, FenceTracker(own_device) as another:
         if where == "the report of an error":
-            monkeypatch.setattr(native._errors, "handle_error", stay)
-            native._captured(native._releasing.wgpuBufferUnmap, native._pointer(target))  # which is not mapped
-        elif where == "a map's callback":
-            native.unmap(sources[1].handle)
-            native.map(sources[1].handle, stay)
-        else:
-            native.on_work_done(stay)
-        while not inside.is_set():
-            native.poll()
-
-    def call_everything() -> None:
-        native.address(sources[0].handle)
-        native.unmap(sources[0].handle)
-        native.submit([BufferCopy(sources[0], 0, target, 0, 256)], [])
-        native.on_work_done(lambda ok: None)
-        native.map(sources[0].handle, lambda ok: None)
-        through.set()
-
-    native.attach()
-    ledger.note(target, destroyed=False)  # or it would be found out by a call that fails
-    threads = [threading.Thread(target=get_called_back), threading.Thread(target=call_everything)]
-    threads[0].start()
-    assert inside.wait(30)
-    threads[1].start()
-    reached = through.wait(30)
-    leave.set()
-    for thread in threads:
-        thread.join()
-    assert reached
-    native.detach()
-
-
-def test_the_lock_is_given_away_where_wgpu_may_log_inside_its_own(
-    as_on_a_gpu: wgpu.GPUDevice, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    native, logger = connect(as_on_a_gpu), logging.getLogger("wgpu")
-    level = logger.level
-    assert native._functions is native._holding
-    try:
-        logger.setLevel(logging.INFO)
-        assert native._functions is native._releasing
-    finally:
-        logger.setLevel(level)
-    for name, value, found in (("VK_INSTANCE_LAYERS", "VK_LAYER_KHRONOS_validation", True), ("OTHER", "1", False)):
-        for variable in ("VK_INSTANCE_LAYERS", "VK_LOADER_LAYERS_ENABLE"):
-            monkeypatch.delenv(variable, raising=False)
-        monkeypatch.setenv(name, value)
-        assert native_module._has_layers() is found
-
-
-def test_a_software_adapter_may_wait_in_any_call_and_gives_the_lock_away(own_device: wgpu.GPUDevice) -> None:
-    native = connect(own_device)
-    assert native.submit_blocks is (own_device.adapter.info["adapter_type"] == "CPU")
-    assert (native._functions is native._releasing) is native.submit_blocks
+            handle = _api.error_handler.handle_error
+            monkeypatch.setattr(_api.error_handler, "handle_error", partial(report, handle))
+        armed.set()
+        first = asyncio.ensure_future(ring.write_buffer(other, 0, bytes(256)))
+        with anyio.fail_after(30):
+            await until(inside.is_set)
+        slot = ring.allocate_nowait(512)
+        slot.view[:] = data[:512].tobytes()
+        slot.copy_to_buffer(target)
+        slot.commit()
+        fences = [ring.submit_nowait(), ring._tracker.insert(), another.insert()]
+        rest = asyncio.ensure_future(ring.write_buffer(target, 512, data[512:]))  # in a thread
+        with ring.allocate_nowait(4) as slot:
+            slot.copy_to_buffer(doomed)
+        doomed.destroy()
+        ring.allocate_nowait(4).abandon()
+        ring.stats_nowait()
+        await turns()
+        assert ring._tracker.carrier.counts["queued"] >= 2
+        leave.set()
+        assert not late, "somebody waited for the thread"
+        with anyio.fail_after(30):
+            for fence in fences:
+                await fence
+            await (await rest)
+            await first  # also where there was an error: the second attempt has none
+    assert read_buffer(target).tobytes() == data.tobytes()
 
 
 # -- new staging memory --
@@ -432,36 +525,53 @@ async def test_new_memory_is_zeroed_piece_by_piece_and_off_the_loop(
 ) -> None:
     """A poll that maps new memory fills it with zeros, and holds off the submits of other rings meanwhile."""
     native, mapped, known = connect(device), [], set()
-    map_range = native._map
+    monkeypatch.setattr(native, "functions", native.functions)
 
-    def note(buffer: Any, offset: int, size: int, done: Any) -> None:
-        new = {(buffer, offset + start) for start in range(0, size, 4 * KiB)} - known
-        known.update(new)
-        mapped.append((len(new) * 4 * KiB, threading.current_thread() is threading.main_thread()))
-        map_range(buffer, offset, size, done)
+    def note(map_range: Any) -> Any:
+        def call(buffer: int, mode: int, offset: int, size: int, info: Any) -> int:
+            new = {(buffer, offset + start) for start in range(0, size, 4 * KiB)} - known
+            known.update(new)
+            mapped.append((len(new) * 4 * KiB, threading.current_thread() is threading.main_thread()))
+            return map_range(buffer, mode, offset, size, info)
 
-    monkeypatch.setattr(native, "_map", note)
+        return call
+
+    interpose(native, "wgpuBufferMapAsync", note)
     await open_ring(ring_count=2, buffer_size=3 * MiB + 4 * KiB, host_cached=host_cached)
     assert max(new for new, _ in mapped) <= MiB
     assert not any(on_loop for _, on_loop in mapped)
 
 
 def _refuse_every_map(native: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native, "_map", lambda buffer, offset, size, done: done(False))
+    def refuse(*args: Any) -> int:
+        compiled.note_error("Buffer cannot be mapped")
+        return 0
+
+    interpose(native, "wgpuBufferMapAsync", lambda map_range: refuse)
+
+
+def _fail_every_map(native: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As wgpu does where it has nothing to report as an error."""
+
+    def fail(buffer: int, mode: int, offset: int, size: int, info: Any) -> int:
+        tell(info, False)
+        return 0
+
+    interpose(native, "wgpuBufferMapAsync", lambda map_range: fail)
 
 
 def _lose_before_the_map(native: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    map_range = native._map
-    monkeypatch.setattr(native, "_map", lambda *rest: (native.device.destroy(), map_range(*rest)))
+    interpose(
+        native, "wgpuBufferMapAsync", lambda map_range: lambda *args: (native.device.destroy(), map_range(*args))[1]
+    )
 
 
 def _lose_before_the_poll(native: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    poll = native._releasing.wgpuDevicePoll
-    monkeypatch.setattr(native._releasing, "wgpuDevicePoll", lambda *rest: (native.device.destroy(), poll(*rest)))
+    interpose(native, "wgpuDevicePoll", lambda poll: lambda *args: (native.device.destroy(), poll(*args))[1])
 
 
 def _lose_and_deliver_nothing(native: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native._releasing, "wgpuDevicePoll", lambda *rest: native.device.destroy())
+    interpose(native, "wgpuDevicePoll", lambda poll: lambda *args: (native.device.destroy(), 0)[1])
 
 
 def _lose_between_two_buffers(native: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -487,20 +597,16 @@ def _lose_after_the_last_buffer(native: Any, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(native, "create_staging_buffer", create_and_lose)
 
 
-def _lose_after_the_maps(native: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("aiostage.ring.map_first", lambda *rest: (map_first(*rest), native.device.destroy()))
-
-
 @pytest.mark.parametrize(
     ("happens", "error"),
     [
         (_refuse_every_map, aiostage.OutOfMemory),
+        (_fail_every_map, aiostage.OutOfMemory),
         (_lose_before_the_map, aiostage.DeviceLost),
         (_lose_before_the_poll, aiostage.DeviceLost),
         (_lose_and_deliver_nothing, aiostage.DeviceLost),
         (_lose_between_two_buffers, aiostage.DeviceLost),
         (_lose_after_the_last_buffer, aiostage.DeviceLost),
-        (_lose_after_the_maps, aiostage.DeviceLost),
     ],
     ids=lambda value: value.__name__.replace("_", " ").strip(),
 )
@@ -518,16 +624,36 @@ async def test_a_ring_that_cannot_be_opened_says_why_and_keeps_nothing(
     assert budget.used == 0
     assert not ring._engine.shelf.all
     assert ring.stats_nowait().budget_used == 0
+    assert all(ledger.is_destroyed(each) or each._internal is None for each in made)
     if error is aiostage.OutOfMemory:
-        assert len(made) == 1
-        assert ledger.is_destroyed(made[0]) or made[0]._internal is None
-        assert own_device._poller._poll_func == poll_function
+        await until(lambda: own_device._poller._poll_func == poll_function)
     with pytest.raises(aiostage.RingClosed):
         await ring.allocate(4)
     if error is aiostage.OutOfMemory:
-        monkeypatch.undo()
+        native.functions, _ = layout.functions_of(_api)
         async with StagingRing(own_device, 3, MiB, budget=budget):
             pass
+
+
+async def test_a_device_that_is_lost_when_all_buffers_are_mapped_is_told_of_all_the_same(
+    own_device: wgpu.GPUDevice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    budget, map_first, lost = aiostage.MemoryBudget(8 * MiB), Engine._map_first, []
+    buffer = own_device.create_buffer(size=4, usage=wgpu.BufferUsage.COPY_DST)
+
+    def map_and_lose(engine: Engine, *args: Any) -> None:
+        map_first(engine, *args)
+        if engine.mapped.is_over:  # and the ring is about to hear of it
+            lost.append(own_device.destroy())
+
+    monkeypatch.setattr(Engine, "_map_first", map_and_lose)
+    ring = StagingRing(own_device, 3, MiB, budget=budget)
+    with anyio.fail_after(30), pytest.raises(aiostage.DeviceLost):
+        async with ring:
+            await ring.write_buffer(buffer, 0, bytes(4))
+    assert lost
+    assert budget.used == 0
+    assert not ring._engine.shelf.all
 
 
 # -- staging memory in its first life --

@@ -183,14 +183,22 @@ def test_nobody_shares_with_one_that_has_been_open_for_long_while_a_buffer_is_fr
     assert str(memory) == "**......|bbdd....|********"
 
 
-def test_large_uploads_spread_while_most_buffers_are_free(memory: Memory) -> None:
-    memory.take(5)  # a thread fills it
-    memory.take(3)  # small: it gains more by sharing a submit
-    assert str(memory) == "********|........|........"
-    memory = Memory()
-    memory.take(5)
-    memory.take(5)
-    assert str(memory) == "*****...|*****...|........"
+def test_uploads_that_threads_copy_spread_while_most_buffers_are_free(memory: Memory) -> None:
+    def copied_by_a_thread(is_written: bool) -> None:
+        place = memory.act(place_for(memory.shelf, memory.lane, 12, 4, large=8), 3)
+        assert place is not None
+        if not is_written:
+            place.load.jobs[1] = None
+
+    copied_by_a_thread(True)
+    copied_by_a_thread(False)
+    assert str(memory) == "******..|........|........"  # the first is waited for no more
+    copied_by_a_thread(False)
+    assert str(memory) == "******..|***.....|........"
+    copied_by_a_thread(False)
+    assert str(memory) == "******..|******..|........"  # most are not free any more
+    memory.take(1)  # what the loop copies
+    assert str(memory) == "******..|*******.|........"
 
 
 # -- the line --

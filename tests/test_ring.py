@@ -294,6 +294,7 @@ async def test_submit_nowait_submits_or_would_block(
     with pytest.raises(anyio.WouldBlock):
         ring.submit_nowait()
     open_slot.abandon()
+    await until(lambda: gpu.submitted == 2)
     ring.submit_nowait()
     await until(lambda: gpu.submitted == 3)
     gpu.complete_all()
@@ -388,10 +389,10 @@ async def test_the_manual_protocol_never_suspends(gpu: SimulatedGpu, simulated_r
             slot.view[:] = bytes([index + 1]) * 1024
             slot.copy_to_buffer(target, index * 1024)
         fence = ring.advance()
-        values.append(fence.value)  # known at once, also where a thread submits
+        values.append(fence.value)  # known at once, before it is submitted
+        await until(lambda: gpu.in_flight == len(values))  # or some would go together
     assert values == sorted(set(values))
     assert values[0] > 0
-    await until(lambda: gpu.in_flight == 3)
     assert ring.stats_nowait().bytes_in_flight == 3 * 1024
     with pytest.raises(anyio.WouldBlock):
         ring.allocate_nowait(4)

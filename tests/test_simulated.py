@@ -10,7 +10,13 @@ from simulated import SimulatedBuffer, SimulatedGpu
 
 from aiostage.data.copies import BufferCopy, TextureCopy, resolve_region
 from aiostage.gpu.device import connect
-from aiostage.gpu.protocol import Native, map_first
+from aiostage.gpu.protocol import Native
+
+
+def map_first(gpu: SimulatedGpu, buffers: list[SimulatedBuffer]) -> None:
+    for buffer in buffers:
+        gpu.map(buffer, lambda ok: None)
+    gpu.poll()
 
 
 def copy_of(staging: SimulatedBuffer, target: SimulatedBuffer) -> BufferCopy:

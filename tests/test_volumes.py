@@ -13,11 +13,13 @@ from unittest import mock
 import numpy as np
 import pytest
 import wgpu
+from interpose import count_calls, interpose
 from readback import fill_texture, read_texture
 from wgpu.backends.wgpu_native import _api
 
 import aiostage
 from aiostage import KiB, StagingRing
+from aiostage import native as compiled
 from aiostage.data.copies import mip_extent
 from aiostage.data.formats import texel_block
 from aiostage.gpu.device import connect
@@ -377,22 +379,27 @@ async def test_a_destroyed_volume_spoils_only_its_own_copies(
 async def test_a_volume_that_cannot_be_read_spoils_only_its_own_copies(
     device: wgpu.GPUDevice, open_ring: OpenRing, usage: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ring = await open_ring(ring_count=2, buffer_size=16 * KiB)
     bad, texture, piece = volume(device, USAGES[usage]), volume(device, USAGES[usage]), words(1)
-    volumes, prepare = connect(device)._volumes, connect(device)._volumes.prepare
+    native, spoils = connect(device), [True]
+    monkeypatch.setattr(native, "functions", native.functions)
 
-    def spoil(functions: Any, encoder: Any, copy: Any, used: Any) -> None:
-        if copy.destination is bad:
-            raise wgpu.GPUOutOfMemoryError("none left")
-        prepare(functions, encoder, copy, used)
+    def spoil(copy: Any) -> Any:
+        def call(encoder: int, source: Any, target: Any, extent: int) -> None:
+            if spoils and target[0].texture == native.handle(bad):
+                compiled.note_error("none left")
+            else:
+                copy(encoder, source, target, extent)
 
-    monkeypatch.setattr(volumes, "prepare", spoil)
+        return call
+
+    interpose(native, "wgpuCommandEncoderCopyBufferToTexture", spoil)
+    ring = await open_ring(ring_count=2, buffer_size=16 * KiB)
     await stage(ring, {"texture": bad, "origin": PLACE}, piece)
     await stage(ring, {"texture": texture, "origin": PLACE}, piece)
     with pytest.raises(aiostage.InvalidCopy, match="none left"):
         await ring.submit()
     np.testing.assert_array_equal(read(texture), with_piece(piece))
-    monkeypatch.undo()  # and it is not taken for written
+    spoils.clear()  # and it is not taken for written
     await ring.write_texture({"texture": bad, "origin": PLACE}, piece)
     np.testing.assert_array_equal(read(bad), with_piece(piece))
 
@@ -409,50 +416,73 @@ async def test_a_lost_device_is_told_of(own_device: wgpu.GPUDevice, usage: str) 
 # -- what it costs --
 
 
-async def test_it_costs_one_command_for_each_level_that_is_not_known_to_be_initialized(
+async def test_it_costs_one_write_for_each_level_that_is_not_known_to_be_initialized(
     device: wgpu.GPUDevice, open_ring: OpenRing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ring, native, calls = await open_ring(ring_count=2, buffer_size=16 * KiB), connect(device), Counter[str]()
+    native = connect(device)
+    monkeypatch.setattr(native, "functions", native.functions)
+    calls = count_calls(native, "wgpuQueueWriteTexture")
+    ring = await open_ring(ring_count=2, buffer_size=16 * KiB)
 
-    class Counted:
-        def __getattr__(self, name: str) -> Any:
-            calls[name] += 1
-            return getattr(functions, name)
-
-    functions = native._releasing
-    for name in ("_releasing", "_holding"):
-        if getattr(native, name) is not None:
-            monkeypatch.setattr(native, name, Counted())
-
-    def commands() -> tuple[int, int]:
-        found = calls["wgpuCommandEncoderCopyTextureToBuffer"], calls["wgpuCommandEncoderBeginComputePass"]
+    async def write(texture: wgpu.GPUTexture, *pieces: tuple[int, int]) -> int:
         calls.clear()
-        return found
-
-    async def write(texture: wgpu.GPUTexture, *pieces: tuple[int, int]) -> tuple[int, int]:
         async with ring.batch() as batch:
             for level, z in pieces:
                 destination = {"texture": texture, "mip_level": level, "origin": (0, 0, z)}
                 await batch.write_texture(destination, words(0, (2, 2, 1)))
-        return commands()
+        return calls["wgpuQueueWriteTexture"]
 
     layers = device.create_texture(size=(20, 10, 4), format=FORMAT, usage=VISIBLE | Usage.COPY_DST)
-    assert await write(layers, (0, 1), (0, 2), (0, 0)) == (0, 0)
+    assert await write(layers, (0, 1), (0, 2), (0, 0)) == 0
 
     texture = volume(device, Usage.COPY_SRC, mip_level_count=2)
-    assert await write(texture, (0, 1), (0, 2), (1, 1)) == (2, 0)
-    assert await write(texture, (0, 3), (0, 2), (1, 1)) == (0, 0)
+    assert await write(texture, (0, 1), (0, 2), (1, 1)) == 2
+    assert await write(texture, (0, 3), (0, 2), (1, 1)) == 0
 
     texture = volume(device, Usage.TEXTURE_BINDING, mip_level_count=2)
-    assert await write(texture, (0, 1), (0, 2), (1, 1)) == (0, 2)
-    assert await write(texture, (0, 3), (0, 2), (1, 1)) == (0, 0)
+    assert await write(texture, (0, 1), (0, 2), (1, 1)) == 2
+    assert await write(texture, (0, 3), (0, 2), (1, 1)) == 0
 
     texture = volume(device, mip_level_count=2)
-    assert await write(texture, (0, 0), (0, 1), (1, 1)) == (1, 0)  # a first copy to z = 0 needs no other
-    assert await write(texture, (0, 1)) == (0, 0)
+    assert await write(texture, (0, 0), (0, 1), (1, 1)) == 1  # a first copy to z = 0 needs no other
+    assert await write(texture, (0, 1)) == 0
+
+    texture = volume(device, Usage.RENDER_ATTACHMENT)  # of which a pass may have discarded the level
+    assert await write(texture, (0, 1)) == await write(texture, (0, 1)) == 1
+
+
+async def test_in_a_callers_encoder_it_costs_one_command_for_each_such_level(
+    device: wgpu.GPUDevice, open_ring: OpenRing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ring, volumes, calls = await open_ring(ring_count=2, buffer_size=16 * KiB), connect(device)._volumes, Counter[str]()
+
+    class Counted:
+        def __getattr__(self, name: str) -> Any:
+            calls[name] += 1
+            return getattr(lib, name)
+
+    lib = volumes._lib
+    monkeypatch.setattr(volumes, "_lib", Counted())
+
+    async def record(texture: wgpu.GPUTexture, level: int, z: int, submits: bool = True) -> tuple[int, int]:
+        encoder = device.create_command_encoder()
+        calls.clear()
+        await stage(ring, {"texture": texture, "mip_level": level, "origin": (0, 0, z)}, words(0, (2, 2, 1)), encoder)
+        if submits:
+            await ring.submit([encoder.finish()])
+        return calls["wgpuCommandEncoderCopyTextureToBuffer"], calls["wgpuCommandEncoderBeginComputePass"]
+
+    layers = device.create_texture(size=(20, 10, 4), format=FORMAT, usage=VISIBLE | Usage.COPY_DST)
+    assert await record(layers, 0, 1) == (0, 0)
+
+    for usage, first in ((Usage.COPY_SRC, (1, 0)), (Usage.TEXTURE_BINDING, (0, 1)), (VISIBLE, (1, 0))):
+        texture = volume(device, usage, mip_level_count=2)
+        assert await record(texture, 0, 1, submits=False) == first
+        assert await record(texture, 0, 2) == first  # nothing is known of what was recorded and not submitted
+        assert await record(texture, 1, 0) == (0, 0)  # a first copy to z = 0 needs no other
 
     texture = volume(device, Usage.RENDER_ATTACHMENT)  # nobody can see what is in it
-    assert await write(texture, (0, 1)) == (0, 0)
+    assert await record(texture, 0, 1) == (0, 0)
 
 
 async def test_opening_a_ring_has_made_in_a_thread_the_pipeline_that_sampled_volumes_need(

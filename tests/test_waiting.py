@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import re
-import threading
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 import anyio
 import pytest
+from held import HeldCopies
 from simulated import SimulatedGpu, turns, until
 
 import aiostage
 from aiostage import BufferState, StagingRing
-from aiostage.data import pieces
 
 OpenRing = Callable[..., Awaitable[StagingRing]]
 
@@ -223,25 +222,17 @@ async def test_a_cancelled_upload_gives_its_place_back_and_spoils_nobody_elses(
 
 
 async def test_an_upload_that_was_cancelled_does_not_overwrite_the_next_one_to_the_same_place(
-    gpu: SimulatedGpu, simulated_ring: OpenRing, monkeypatch: pytest.MonkeyPatch
+    held: HeldCopies, held_ring: OpenRing
 ) -> None:
     """It is cancelled while a thread still copies beside it, into the buffer that it must be submitted with."""
-    gpu.free_running, target, may_copy = True, gpu.buffer(2048), threading.Event()
-    copy_bytes = pieces.copy_bytes
-
-    def slowly(memory: Any, **rest: Any) -> None:
-        if len(memory) == 512:
-            may_copy.wait(30)
-        copy_bytes(memory, **rest)
-
-    monkeypatch.setattr(pieces, "copy_bytes", slowly)
-    ring = await simulated_ring(ring_count=2, inline_size=500)
+    held.free_running, target = True, held.buffer(2048)
+    ring = await held_ring(ring_count=2, inline_size=500)
     old = start(ring.write_buffer(target, 0, b"old."))
     beside = start(ring.write_buffer(target, 1024, b"\x01" * 512))
     await turns()
     assert not old.done()
     old.cancel()
-    asyncio.get_running_loop().call_later(0.02, may_copy.set)
+    asyncio.get_running_loop().call_later(0.02, held.may_copy.set)
     with pytest.raises(asyncio.CancelledError):
         await old
     new = ring.write_buffer(target, 0, b"new." + bytes(496))  # which has no room beside the other two
@@ -344,11 +335,11 @@ async def test_a_submit_during_a_move_waits_for_the_copies_that_are_being_moved(
 
 
 async def test_a_submit_that_is_cancelled_during_a_move_leaves_the_move_to_its_thread(
-    gpu: SimulatedGpu, simulated_ring: OpenRing, always_shared: None
+    held: HeldCopies, held_ring: OpenRing, always_shared: None
 ) -> None:
-    ring, target, gate = await simulated_ring(ring_count=2, threads=1), gpu.buffer(4), threading.Event()
+    gpu, ring = held, await held_ring(ring_count=2)
+    target = gpu.buffer(4)
     slow = await beside_an_open_slot(ring, target, b"data")
-    ring._engine.carrier.copy(gate.wait, lambda error: None)  # the only thread has something else to do
     submitting = start(ring.submit())
     await asyncio.sleep(0)
     submitting.cancel()
@@ -356,7 +347,7 @@ async def test_a_submit_that_is_cancelled_during_a_move_leaves_the_move_to_its_t
         await in_time(submitting)
     with pytest.raises(anyio.WouldBlock):
         ring.submit_nowait()  # the bytes are not there yet
-    gate.set()
+    held.may_copy.set()
     fence = await in_time(ring.submit())
     gpu.complete_all()
     await fence

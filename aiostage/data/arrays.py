@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -122,6 +122,46 @@ def _row(array: Array, index: int) -> Array:
     return array[index] if array.ndim > 1 else array[index : index + 1]
 
 
+class Run(NamedTuple):
+    """An array whose items go to `offset` bytes from the start of a place, and from there `steps` bytes apart along
+    each of its axes."""
+
+    array: Array
+    offset: int
+    steps: tuple[int, ...]
+    swap: int
+    """Bytes in what is turned round, since the GPU wants them little-endian; or 0."""
+
+
+def byte_runs(array: Array, start: int, nbytes: int) -> list[Run]:
+    """Bytes of `array`, in C order, from byte `start` on: as runs that a thread can copy without Python."""
+    if array.flags.c_contiguous:
+        return [Run(array.reshape(-1).view(np.uint8)[start : start + nbytes], 0, (1,), 0)]
+    runs: list[Run] = []
+    row = array.nbytes // len(array)
+    first, skip = divmod(start, row)
+    done = 0
+    if skip:
+        done = min(row - skip, nbytes)
+        runs += byte_runs(_row(array, first), skip, done)
+        first += 1
+    whole = (nbytes - done) // row
+    if whole:
+        block = array[first : first + whole]
+        steps = np.empty(block.shape, np.dtype(f"V{array.itemsize}")).strides if block.size else ()
+        runs.append(Run(_opaque(block), done, steps, 0))
+        done += whole * row
+    if done < nbytes:
+        rest = byte_runs(_row(array, first + whole), 0, nbytes - done)
+        runs += [run._replace(offset=run.offset + done) for run in rest]
+    return runs
+
+
+def _opaque(array: Array) -> Array:
+    """With items that every consumer of buffers takes: some of numpy's own, such as dates, have no format."""
+    return array if array.dtype.kind in "uifcV" and array.dtype.names is None else array.view(f"V{array.itemsize}")
+
+
 # -- texels --
 
 
@@ -161,6 +201,25 @@ Blocks = Array | Scattered
 def copy_blocks(memory: Bytes, source: Blocks, stride: int) -> None:
     """Like `copy_texels`."""
     copy_texels(memory, source.gather() if isinstance(source, Scattered) else source, stride)
+
+
+def texel_runs(source: Blocks, stride: int) -> list[Run] | None:
+    """Blocks (layers, block rows, block columns, items) as runs to rows `stride` bytes apart; None: they have to be
+    gathered, or converted, by Python."""
+    if isinstance(source, Scattered):
+        return None
+    swap = 0
+    if not source.dtype.isnative and source.dtype.names is not None:
+        return None
+    if source.dtype.newbyteorder("<") != source.dtype:
+        swap = source.itemsize // 2 if source.dtype.kind == "c" else source.itemsize
+    items = as_items(source)
+    if swap:
+        items = items.view(f"V{items.itemsize}")
+        if swap != items.itemsize:
+            return None
+    steps = (stride * items.shape[1], stride, items.shape[3] * items.itemsize, items.itemsize)
+    return [Run(_opaque(items), 0, steps, swap)]
 
 
 def copy_texels(memory: Bytes, source: Array, stride: int) -> None:

@@ -35,12 +35,13 @@ class BufferSlice:
 class BufferCopy:
     """`size` bytes from `offset` in the staging buffer `source` to `destination_offset` in a GPUBuffer."""
 
-    __slots__ = ("destination", "destination_offset", "offset", "owner", "pin", "size", "source")
+    __slots__ = ("destination", "destination_offset", "job", "offset", "owner", "pin", "size", "source")
 
     def __init__(
         self, source: Any, offset: int, destination: Any, destination_offset: int, size: int, pin: Any = None
     ) -> None:
         self.owner: Any = None  # the task whose allocation it came from, if it did
+        self.job = 0  # that fills its source, if one does: the copy is left out if that fails
         self.pin = pin  # of the slice that it goes to, if it does: lives as long as the copy
         self.source = source
         self.offset = offset
@@ -68,6 +69,7 @@ class TextureCopy:
         "block",
         "bytes_per_row",
         "destination",
+        "job",
         "mip_level",
         "nbytes",
         "offset",
@@ -87,6 +89,7 @@ class TextureCopy:
         rows_per_image: int,
     ) -> None:
         self.owner: Any = None  # the task whose allocation it came from, if it did
+        self.job = 0  # that fills its source, if one does
         self.source = source
         self.offset = offset
         self.destination = region.texture

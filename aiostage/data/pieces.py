@@ -14,14 +14,17 @@ from ..errors import AllocationTooLarge, InvalidCopy
 from .arrays import (
     Blocks,
     Bytes,
+    Run,
     Scattered,
     as_array,
     as_blocks,
     as_items,
+    byte_runs,
     check_texels,
     copy_blocks,
     copy_bytes,
     is_raw,
+    texel_runs,
 )
 from .copies import (
     BufferCopy,
@@ -51,6 +54,8 @@ class Piece(NamedTuple):
     """Write the piece to these bytes of staging memory."""
     copy: Callable[[Any, int], Copy]
     """The copy command for the piece at an offset of a staging buffer."""
+    runs: Callable[[], list[Run] | None]
+    """The same as `fill`, for threads that know nothing of Python; None: it takes Python."""
 
 
 def from_buffer(
@@ -73,6 +78,7 @@ def from_buffer(
                 length,
                 partial(copy_bytes, array=array, start=data_offset + start),
                 partial(_buffer_copy, buffer=buffer, target=buffer_offset + start, nbytes=length, pin=pin),
+                partial(byte_runs, array, data_offset + start, length),
             )
 
     return pieces()
@@ -130,6 +136,7 @@ def _texel_piece(part: TextureRegion, source: Blocks) -> Piece:
         footprint(part, stride, part.block_rows),
         partial(copy_blocks, source=source, stride=stride),
         partial(_texture_copy, part=part, stride=stride),
+        partial(texel_runs, source, stride),
     )
 
 

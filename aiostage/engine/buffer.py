@@ -126,7 +126,7 @@ class Place:
 class Load:
     """What is in a staging buffer: from its first place until the buffer comes back."""
 
-    __slots__ = ("copies", "filling", "gone", "head", "lane", "open", "unstaged", "used")
+    __slots__ = ("copies", "fences", "filling", "gone", "head", "jobs", "lane", "open", "unstaged", "used")
 
     def __init__(self, lane: Any) -> None:
         self.lane = lane
@@ -134,19 +134,21 @@ class Load:
         self.used = 0  # bytes in places that were not given up
         self.open: dict[Place, None] = {}  # places that users have
         self.filling = 0  # places of the library's own that are not over
+        self.jobs: dict[int, None] = {}  # of the carrier's, that write to it: what departs waits for them there
+        self.fences: list[Any] = []  # that have to be done before it comes back
         self.copies = 0  # copies staged and not submitted
         self.unstaged: list[weakref.ref[Any]] = []  # allocations committed without a copy
         self.gone: Outcome[Any] = Outcome()  # the submission that took it, once it was made
 
     @property
     def is_busy(self) -> bool:
-        """Whether somebody may still write to it."""
+        """Whether somebody may still write to it for whom the carrier cannot wait."""
         return self.filling > 0 or bool(self.open)
 
     @property
     def is_empty(self) -> bool:
         """Whether all that was in it was given up."""
-        return not (self.used or self.copies or self.unstaged)
+        return not (self.used or self.copies or self.unstaged or self.jobs)
 
     def has_old_place(self) -> bool:
         """Whether its oldest open allocation has been open for long, as a slow producer's."""
@@ -169,6 +171,7 @@ class StagingBuffer:
         "lent",
         "load",
         "memory",
+        "number",
         "phase",
         "quarantine",
         "size",
@@ -176,6 +179,7 @@ class StagingBuffer:
 
     def __init__(self, index: int, handle: Any, size: int, shelf: Shelf) -> None:
         self.index = index
+        self.number = -1  # what the carrier calls it
         self.handle = handle  # wgpu's own GPUBuffer
         self.size = size
         self.keep_alive = lambda _, handle=handle: None  # held by whatever points at the memory

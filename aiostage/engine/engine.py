@@ -17,20 +17,24 @@ from functools import partial
 from logging import WARNING
 from typing import Any
 
-from ..carrier.protocol import Carrier, Departure
+from ..carrier.carrier import Carrier
+from ..carrier.departure import Departure
 from ..carrier.timeline import Timeline
+from ..data.arrays import Run
 from ..data.copies import Copy
 from ..errors import (
     AllocationClosed,
     DeviceLost,
     FenceTimeout,
     InvalidCopy,
+    OutOfMemory,
     RingClosed,
     StagingError,
     StallTimeout,
     afresh,
 )
 from ..events import DEBUG, event, logger, report
+from ..exits import holding
 from ..gpu.protocol import Native
 from ..loop import LoopPort
 from . import policy
@@ -41,6 +45,9 @@ from .line import Line, Waiter
 from .outcome import Outcome
 from .submission import Submission
 from .views import Views
+
+Ended = Callable[[BaseException | None], object]
+"""Called on the loop with what went wrong in filling a place, or None."""
 
 
 class Counts:
@@ -72,7 +79,7 @@ class Engine:
         self.error: StagingError | None = RingClosed("the ring is not open; use 'async with'")
         self.shelf = Shelf()
         self.slots = Lane()  # what users are given
-        self.uploads = Lane()  # of this turn of the loop
+        self.uploads = Lane(keeps_order=False)  # of this turn of the loop
         self.lanes = dict.fromkeys((self.slots, self.uploads))  # and one of each batch and frame, oldest first
         self.line = Line()
         self.counts = Counts()
@@ -82,6 +89,7 @@ class Engine:
         self._ways: dict[Way, None] = {}  # submits that wait for an open slot
         self._failures: deque[tuple[Any, InvalidCopy]] = deque(maxlen=64)  # of slots: (task, why)
         self._change: Outcome[Engine] | None = None
+        self.mapped: Outcome[bool] = Outcome()  # all buffers are, for the first time
         self._flush_scheduled = False
         self._logs = False  # whether somebody listens to events; asked at each submit, which is cheap enough
         # Weakly, or the engine would keep itself alive by the slots that it watches.
@@ -90,15 +98,19 @@ class Engine:
     def use(self, timeline: Timeline[Any]) -> None:
         """Live on the loop of `timeline`, on its device."""
         self.timeline, self.native, self.port = timeline, timeline.native, timeline.port
+        self.carrier = timeline.carrier
         self._logs = logger.isEnabledFor(DEBUG)
 
-    def start(self, carrier: Carrier) -> None:
-        """The buffers on the shelf are mapped: work with them."""
-        self.carrier = carrier
+    def map(self) -> None:
+        """Have the carrier map the buffers on the shelf: see `mapped`."""
+        back = weakref.WeakMethod(self._back)  # weakly, or the carrier would keep a ring that nobody closed
+        for buffer in self.shelf.all:
+            self.carrier.add_buffer(buffer, partial(_call_back, back, buffer))
+
+    def start(self) -> None:
+        """They are mapped: work with them."""
         self.demand = Demand(len(self.shelf.all))
         self.buffer_size = self.shelf.all[0].size
-        for buffer in self.shelf.all:
-            self._receive(buffer)
         self.error = None
 
     # -- checks --
@@ -218,6 +230,28 @@ class Engine:
         """A place is filled, and this is its copy."""
         self._end(place, copy)
 
+    def fill(self, place: Place, copy: Copy, runs: Sequence[Run], ended: Ended, rings: bool) -> None:
+        """Have threads fill a place, and stage its copy now: what departs waits for them.
+
+        :param ended: called for each run; with `rings` as soon as it is over, else before the submit is told of.
+        """
+        buffer, load = place.buffer, place.load
+        filled = partial(self._filled, buffer, load, ended)
+        for run in runs:
+            array, offset, steps, swap = run
+            job = self.carrier.copy(array, buffer.address + place.offset + offset, steps, swap, filled, rings)
+            load.jobs[job] = None
+            copy.job = job
+        self._end(place, copy)
+
+    def _filled(self, buffer: StagingBuffer, load: Load, ended: Ended, job: int, error: BaseException | None) -> None:
+        load.jobs.pop(job, None)
+        ended(error)
+        if load.jobs or buffer.load is not load:
+            self.changed()
+        else:
+            self.let_go(buffer)
+
     def give_up(self, place: Place) -> None:
         """A place of the library's own will not be filled."""
         self._end(place, None)
@@ -284,19 +318,37 @@ class Engine:
         buffers: Sequence[StagingBuffer],
         command_buffers: Sequence[Any] = (),
         guard: Any = None,
+        is_urgent: bool = False,
     ) -> Submission:
         """Seal `buffers` and submit their copies, then `command_buffers`.
 
         :param guard: a fence that keeps the last of `buffers` away until it is done.
+        :param is_urgent: nobody's own submit overtakes it.
         :raises InvalidSubmit: a command buffer is unfit; nothing has changed.
         """
         self.native.claim_command_buffers(command_buffers)
-        submission = Submission(buffers, self.timeline.make())
+        with holding(self.timeline.order):
+            return self._depart(lane, buffers, command_buffers, guard, is_urgent)
+
+    def _depart(
+        self,
+        lane: Lane,
+        buffers: Sequence[StagingBuffer],
+        command_buffers: Sequence[Any],
+        guard: Any,
+        is_urgent: bool,
+    ) -> Submission:
+        submission = Submission(buffers, self.timeline.promise())
         cramped = len(buffers) > 1 or bool(self.line.waiters)
+        jobs: list[int] = []
         for buffer in buffers:
             self.demand.leaves(buffer.load.head, cramped)
             buffer.seal()
+            buffer.load.fences.append(submission.fence)
+            jobs += buffer.load.jobs
             self.shelf.point_past(buffer)
+        if guard is not None:
+            buffers[-1].load.fences.append(guard)
         self.counts.submits += 1
         self._logs = logger.isEnabledFor(DEBUG)
         self.last = submission.fence
@@ -306,12 +358,19 @@ class Engine:
             lane.take(buffers),
             command_buffers,
             submission.fence,
+            lane=lane.number,
+            jobs=jobs,
+            is_urgent=is_urgent,
             made=partial(self._made, submission),
             lost=partial(self._lost, submission),
-            back=partial(self._back, guard and (guard, buffers[-1])),
-            logs=self._logs,
         )
-        self.carrier.depart(departure)
+        try:
+            self.carrier.depart(departure)
+        except BaseException as error:  # nobody foresaw it
+            self.timeline.withdraw(submission.fence, DeviceLost(f"a submit failed: {error!r}"))
+            self._lost(submission, DeviceLost(f"a submit failed, and with it the ring: {error!r}"))
+            self.native.unclaim_command_buffers(command_buffers)
+            raise
         return submission
 
     def _made(self, submission: Submission, failures: list[tuple[Copy, InvalidCopy]]) -> None:
@@ -347,8 +406,9 @@ class Engine:
         """The turn of the loop is over: its uploads depart, but for buffers that are still being written."""
         self._flush_scheduled = False
         ready = [buffer for buffer in self.uploads.ready() if buffer.load.copies]
-        if ready and self.error is None:
-            self.depart(self.uploads, ready)
+        for group in self.uploads.apart(ready):
+            if self.error is None:
+                self.depart(self.uploads, group)
 
     def close_current(self, lane: Lane) -> StagingBuffer | None:
         """Have the lane's current buffer, or else a free one, take no more places; None: all are on their way."""
@@ -415,21 +475,20 @@ class Engine:
         there.head = here.head
         fresh.close()
         ends = [buffer.keep_busy() for buffer in (held, fresh)]
-        source, target = held.memory, fresh.memory
+        source = held.memory
         assert source is not None
-        assert target is not None
+        left = set[int]()
 
-        def move() -> None:
-            for copy in moving:  # to the same offsets: they fit, and stay aligned
-                span = slice(copy.offset, copy.offset + copy.nbytes)
-                target[span] = source[span]
+        def moved(job: int, error: BaseException | None) -> None:
+            left.discard(job)
+            if not left:
+                for place in ends:
+                    place.end()
+                    self.let_go(place.buffer)
 
-        def moved(error: BaseException | None) -> None:
-            for place in ends:
-                place.end()
-                self.let_go(place.buffer)
-
-        self.carrier.copy(move, moved)
+        for copy in moving:  # to the same offsets: they fit, and stay aligned
+            data = source[copy.offset : copy.offset + copy.nbytes]
+            left.add(self.carrier.copy(data, fresh.address + copy.offset, (1,), 0, moved))
 
     # -- lanes that end --
 
@@ -438,6 +497,9 @@ class Engine:
         for buffer in lane.discard():
             lane.empty(buffer)
             self._emptied(buffer)
+        for buffer in lane.buffers:
+            for job in buffer.load.jobs:
+                self.carrier.cancel(job)  # unless it has begun
         self.retire(lane)
 
     def retire(self, lane: Lane) -> None:
@@ -452,25 +514,35 @@ class Engine:
 
     # -- coming back --
 
-    def _back(self, guarded: tuple[Any, StagingBuffer] | None, buffer: StagingBuffer, ok: bool) -> None:
-        """The GPU is done with `buffer`, and it is mapped again; or with `ok` False it never will be."""
+    def _back(self, buffer: StagingBuffer, address: int) -> None:
+        """The GPU is done with `buffer`, and it is mapped again, at this address; or with 0 it never will be."""
+        if not self.mapped.is_over:
+            self._map_first(buffer, address)
+            return
         if self.error is not None:
             self.changed()
             return
-        if ok and guarded is not None and buffer is guarded[1] and not guarded[0].done():
-            guarded[0].add_done_callback(lambda _: self._back(None, buffer, ok))
-            return
+        if address and buffer.load is not None:
+            for fence in buffer.load.fences:
+                if not fence.done():
+                    fence.add_done_callback(lambda _: self._back(buffer, address))
+                    return
         self.demand.returns()
-        try:
-            if not ok:
-                raise DeviceLost("the device was lost with staging buffers in flight")
-            self._receive(buffer)
-        except DeviceLost as error:
-            self.break_down(error)
-
-    def _receive(self, buffer: StagingBuffer) -> None:
-        buffer.come_back(self.carrier.address(buffer.handle))
+        if not address:
+            self.break_down(DeviceLost("the device was lost with staging buffers in flight"))
+            return
+        buffer.come_back(address)
         self._emptied(buffer)
+
+    def _map_first(self, buffer: StagingBuffer, address: int) -> None:
+        if address:
+            buffer.come_back(address)
+            if len(self.shelf.free) == len(self.shelf.all):
+                self.mapped.end(True)
+        elif self.native.is_lost():
+            self.mapped.end(error=DeviceLost("the device was lost while its ring was opened"))
+        else:
+            self.mapped.end(error=OutOfMemory("the memory of a staging buffer could not be mapped"))
 
     def _emptied(self, buffer: StagingBuffer) -> None:
         """A buffer is free, or will be when a view of it is gone."""
@@ -505,7 +577,8 @@ class Engine:
     @property
     def threads_are_done(self) -> bool:
         """Whether no thread writes to staging memory, or is about to submit."""
-        return not self.under_way and not any(buffer.load and buffer.load.filling for buffer in self.shelf.all)
+        loads: list[Load] = [buffer.load for buffer in self.shelf.all if buffer.load is not None]
+        return not self.under_way and not any(load.filling or load.jobs for load in loads)
 
     # -- ending --
 
@@ -529,6 +602,7 @@ class Engine:
         """Give the buffers up. Memory that something still points at is freed with the last of its views."""
         self._fail_loads(RingClosed("the ring was closed"))
         for buffer in self.shelf.all:
+            self.carrier.forget_buffer(buffer)
             buffer.forget_memory()
             open_slots = buffer.load is not None and buffer.load.open
             if not open_slots and all(export() is None for export in buffer.exports):
@@ -549,6 +623,12 @@ class Way:
 
     def __call__(self) -> list[StagingBuffer] | None:
         return self._engine.make_way(self._lane, self._wanted)
+
+
+def _call_back(back: weakref.WeakMethod[Any], buffer: StagingBuffer, at: int) -> None:
+    bound = back()
+    if bound is not None:
+        bound(buffer, at)
 
 
 def _call_weakly(method: weakref.WeakMethod[Callable[[], object]]) -> Callable[[object], None]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
 from ..data.copies import BufferCopy, Copy
 from .buffer import Load, StagingBuffer
+
+_numbers = itertools.count(1)
 
 
 class Lane:
@@ -15,12 +18,14 @@ class Lane:
     The slots that users hold are one, the uploads of a turn of the loop another, and each batch and frame is one.
     """
 
-    __slots__ = ("buffers", "copies", "ended", "loads")
+    __slots__ = ("buffers", "copies", "ended", "is_abandoned", "loads", "number")
 
-    def __init__(self, ends: bool = False) -> None:
+    def __init__(self, ends: bool = False, keeps_order: bool = True) -> None:
+        self.number = next(_numbers) if keeps_order else 0  # for the carrier; 0: only to each destination
         self.buffers: list[StagingBuffer] = []  # FILLING or CLOSED, oldest first; the last takes places
         self.copies: list[Copy] = []
         self.ended = False  # as a batch or frame does: nothing may be added any more
+        self.is_abandoned = False  # and what was added is forgotten
         self.loads: list[Load] | None = [] if ends else None  # all that a batch or frame ever had
 
     # -- buffers --
@@ -72,11 +77,11 @@ class Lane:
 
     def discard(self) -> list[StagingBuffer]:
         """It is abandoned: its copies are forgotten. Returns the buffers that nobody writes to, to be emptied."""
-        self.ended = True
+        self.ended = self.is_abandoned = True
         self.copies.clear()
         for buffer in self.buffers:
             buffer.load.copies = buffer.load.used = 0
-        return self.sealable()
+        return [buffer for buffer in self.sealable() if not buffer.load.jobs]
 
     # -- what may depart --
 
@@ -97,6 +102,17 @@ class Lane:
         """Buffers that may depart by themselves: nobody writes to them, and no earlier copy to a destination of theirs
         stays behind in a buffer that somebody does write to."""
         return self.may_go({b for b in self.buffers if b.load.is_busy or b.is_wanted or not b.load.used})
+
+    def apart(self, ready: list[StagingBuffer]) -> list[list[StagingBuffer]]:
+        """Those of `ready` that may depart one by one, so that nobody waits for a thread's copy into another: what
+        threads still write goes alone, unless something in another goes to the same destination."""
+        groups = [[b for b in ready if not b.load.jobs], *([b] for b in ready if b.load.jobs)]
+        groups = [group for group in groups if group]
+        if len(groups) > 1:
+            targets = {(id(copy.destination), copy.source) for copy in self.copies}
+            if len({target for target, _ in targets}) < len(targets):
+                return [ready]
+        return groups
 
     def may_go(self, staying: set[StagingBuffer]) -> list[StagingBuffer]:
         """Buffers that overtake no copy to a destination of theirs if they depart and `staying` do not."""

@@ -68,9 +68,8 @@ def next_served(shelf: Shelf, line: Line, large: int) -> tuple[Waiter, Take] | N
 
 
 def _spreads(shelf: Shelf, buffer: StagingBuffer, size: int, large: int) -> bool:
-    """Whether an upload that takes much of a buffer had better not wait in it for another's thread, since most are
-    free. Smaller ones gain more by sharing a submit."""
-    if size <= large or 4 * size < buffer.size or not buffer.load.filling:
+    """Whether an upload that threads copy had better not wait in a buffer for another's copy, since most are free."""
+    if size <= large or not buffer.load.jobs:
         return False
     return 2 * len(shelf.free) > len(shelf.all)
 

@@ -22,12 +22,12 @@ def record(engine: Engine, place: Place, recorded: Sequence[tuple[Any, Copy]], s
 
     The caller may submit those at any time, or never, so they must not read from a staging buffer, which has to be
     unmapped then and comes back afterwards. They read from a relay, which the ring fills: in device memory, by a copy
-    that is submitted now; or at once, if the buffer cannot be sealed now or a thread would submit it later.
+    that goes before what anybody submits; or at once, if the buffer cannot be sealed now, or a submit would take long.
 
     :raises InvalidCopy: an encoder takes none; the others have theirs all the same.
     """
     load, padding, data = place.load, -place.size % 4, None
-    if load.is_busy or engine.slots.blocked() or padding or engine.carrier.submits_later:
+    if load.is_busy or engine.slots.blocked() or padding or engine.native.submit_blocks:
         data = place.memory
     relay = engine.native.create_relay(place.size + padding, data)
     refused: list[InvalidCopy] = []
@@ -40,7 +40,7 @@ def record(engine: Engine, place: Place, recorded: Sequence[tuple[Any, Copy]], s
             refused.append(afresh(error))
     if data is None and len(refused) < len(recorded):
         engine.slots.stage(BufferCopy(place.buffer, place.offset, relay, 0, place.size))
-        engine.depart(engine.slots, engine.slots.sealable())
+        engine.depart(engine.slots, engine.slots.sealable(), is_urgent=True)
     elif not stays:
         load.used -= place.size
     if refused:

@@ -1,20 +1,17 @@
-"""`Native` on wgpu-native, by the C functions that wgpu-py has loaded.
+"""`Native` on wgpu-native, by way of wgpu-py: what the carrier needs of it, and what is done on the loop.
 
 Three traps are dealt with here, so that nobody else has to know them:
 
 - A blocking `wgpuDevicePoll` holds every submit of the process until it returns, and wgpu-py starts one in a thread for
   each promise. While a device is attached, that thread polls without blocking.
-- A submit that fails validation aborts the interpreter (wgpu-native issue 588). What can be at fault is checked right
-  before the submit: destroyed and mapped destinations, a lost device, the encoder itself, command buffers that were
-  submitted before. wgpu-py does not say what was destroyed or submitted; see `Ledger`.
+- A submit that fails validation aborts the interpreter (wgpu-native issue 588). What can be at fault is checked before
+  it: destroyed and mapped destinations, a lost device, the encoder itself, command buffers that were submitted before.
+  wgpu-py does not say what was destroyed or submitted; see `Ledger`.
 - wgpu-py's `copy_buffer_to_texture` drops the aspect; the C function takes it.
 """
 
 from __future__ import annotations
 
-import ctypes
-import itertools
-import logging
 import os
 import threading
 import time
@@ -24,45 +21,41 @@ from typing import Any
 
 import wgpu
 
-from ..data.copies import BufferCopy, Copy
-from ..errors import DeviceLost, InvalidCopy, InvalidSubmit, OutOfMemory, StagingError, UnsupportedVersion, WrongLoop
+from .. import native
+from ..data.copies import BufferCopy, Copy, TextureCopy
+from ..errors import DeviceLost, InvalidCopy, InvalidSubmit, OutOfMemory, StagingError, WrongLoop
 from ..exits import holding
-from .functions import CallbackInfo, Functions
+from .layout import check_layouts, functions_of
 from .ledger import ledger
-from .protocol import Done, Native
+from .protocol import Native
 from .volumes import Level, Volumes
-
-SUPPORTED_WGPU = ("0.31", "0.32")
-
-_PIECE = 1024 * 1024
-"""Bytes of a new staging buffer that are filled with zeros at a time."""
 
 
 def connect(device: Any) -> Native:
     """The `Native` of a wgpu.GPUDevice: one per device. Anything that is a `Native` already is returned as it is.
 
-    :raises UnsupportedVersion: for a wgpu that this library was not tested with.
+    :raises UnsupportedVersion: the installed wgpu is not one that this library can work with.
     :raises WrongLoop: this process was forked from the one that used the device.
     """
     if isinstance(device, Native):
         return device
     if not isinstance(device, wgpu.GPUDevice):
         raise TypeError(f"device must be a wgpu.GPUDevice, not {type(device).__name__}")
-    native: WgpuNative | None = getattr(device, "_aiostage_native", None)
-    if native is None:
-        native = _connect_first(device)
-    if native.process != os.getpid():
+    known: WgpuNative | None = getattr(device, "_aiostage_native", None)
+    if known is None:
+        known = _connect_first(device)
+    if known.process != os.getpid():
         raise WrongLoop("the device belongs to the process that this one was forked from; use 'spawn'")
-    return native
+    return known
 
 
 def _connect_first(device: wgpu.GPUDevice) -> WgpuNative:
-    check_version()
+    check_layouts()
     with _clear_errors():
         made = WgpuNative(device)
     # Threads that get here at the same time make one each, and all use the one that is first in here.
-    native: WgpuNative = vars(device).setdefault("_aiostage_native", made)
-    return native
+    first: WgpuNative = vars(device).setdefault("_aiostage_native", made)
+    return first
 
 
 @contextmanager
@@ -78,97 +71,33 @@ def _clear_errors() -> Iterator[None]:
         raise
 
 
-def check_version(version: str | None = None) -> None:
-    """:raises UnsupportedVersion: unless `version` (default: the installed wgpu's) is a tested one."""
-    version = wgpu.__version__ if version is None else version
-    if ".".join(version.split(".")[:2]) not in SUPPORTED_WGPU:
-        raise UnsupportedVersion(
-            f"wgpu {version} is installed; this version of aiostage works with {', '.join(SUPPORTED_WGPU)} "
-            f"(pip install 'wgpu=={SUPPORTED_WGPU[-1]}.*')"
-        )
-
-
-_logger = logging.getLogger("wgpu")  # its level is how much wgpu-native logs
-
-
-def _has_layers() -> bool:
-    """Whether Vulkan layers are asked for, which may have wgpu log anywhere."""
-    return any(os.environ.get(name) for name in ("VK_INSTANCE_LAYERS", "VK_LOADER_LAYERS_ENABLE"))
-
-
 class WgpuNative:
-    """`Native` on wgpu-py's C functions, with one static callback of each kind and a key as its userdata."""
+    """`Native` on wgpu-py's C functions."""
+
+    is_stepped = False
 
     def __init__(self, device: wgpu.GPUDevice) -> None:
-        from wgpu.backends.wgpu_native import _api, lib_path
+        from wgpu.backends.wgpu_native import _api
 
         ledger.follow(_api)
         self.device = device
         self.process = os.getpid()
         self.submit_blocks = device.adapter.info["adapter_type"] == "CPU"
         self.max_buffer_size = int(device.limits["max-buffer-size"])
-        self._ffi = _api.ffi
-        self._lib = _api.lib  # for its constants and types; what is called, is called through `_functions`
-        self._errors = _api.error_handler
-        self._device, self._queue = self._pointer(device), self._pointer(device.queue)
-        self._releasing = Functions(lib_path, holding=False)
-        self._holding = None if self.submit_blocks or _has_layers() else Functions(lib_path, holding=True)
+        self._ffi, self._lib, self._errors = _api.ffi, _api.lib, _api.error_handler
         self._aspects = {
             "all": self._lib.WGPUTextureAspect_All,
             "depth-only": self._lib.WGPUTextureAspect_DepthOnly,
             "stencil-only": self._lib.WGPUTextureAspect_StencilOnly,
         }
-        self._submitting = threading.RLock()
-        self._poll_guard = _PollGuard(device, self.poll)
-        self._make_callbacks()
-        self._structs = _CopyStructs(self._ffi)
-        self._volumes = Volumes(device, self._ffi, self._pointer)
+        self._poll_guard = _PollGuard(device, self._poll)
+        self._volumes = Volumes(device, self._ffi, self._lib)
         # Writing nothing to it is the cheapest call that tells whether the device is lost.
         self._probe = device.create_buffer(size=4, usage=wgpu.BufferUsage.COPY_DST)
+        self.functions, self.message_in_done = functions_of(_api)
+        self.handles = (self.handle(device), self.handle(device.queue), self.handle(self._probe))
 
-    def _make_callbacks(self) -> None:
-        ffi, lib = self._ffi, self._lib
-        keys = itertools.count(1)
-        waiting: dict[int, Done] = {}
-
-        def deliver(ok: bool, userdata: Any) -> None:
-            done = waiting.pop(int(ffi.cast("uintptr_t", userdata)), None)
-            if done is not None:
-                done(ok)
-
-        def remember(done: Done) -> int:
-            key = next(keys)
-            waiting[key] = done
-            return key
-
-        # The last argument but one, the message, is new in wgpu 0.32's header: take what the header says.
-        def mapped(status: int, *rest: Any) -> None:
-            deliver(status == lib.WGPUMapAsyncStatus_Success, rest[-2])
-
-        def work_done(status: int, *rest: Any) -> None:
-            deliver(status == lib.WGPUQueueWorkDoneStatus_Success, rest[-2])
-
-        self._waiting, self._remember = waiting, remember
-        # For the userdata in each; one apiece, because mapping may block behind a submit.
-        self._map_lock, self._work_done_lock = threading.RLock(), threading.RLock()
-        self._static = []  # cffi needs the callbacks kept alive
-        infos = []
-        for kind, function in (("BufferMap", mapped), ("QueueWorkDone", work_done)):
-            of = ffi.typeof(f"WGPU{kind}Callback")
-            callback = ffi.callback(of, function)
-            self._static.append(callback)
-            address = int(ffi.cast("uintptr_t", callback))
-            infos.append(CallbackInfo(None, lib.WGPUCallbackMode_AllowProcessEvents, address, None, None))
-        self._map_info, self._work_done_info = infos
-
-    @property
-    def _functions(self) -> Functions:
-        """The C functions as they may be called now: the level of wgpu's logger can change at any time."""
-        holding = self._holding
-        return self._releasing if holding is None or _logger.level < logging.WARNING else holding
-
-    def _pointer(self, resource: Any) -> int:
-        """The address of the C object behind one of wgpu-py's; it stays the same."""
+    def handle(self, resource: Any) -> int:
         try:
             return int(resource._aiostage_pointer)
         except AttributeError:
@@ -183,27 +112,18 @@ class WgpuNative:
     def detach(self) -> None:
         self._poll_guard.detach()
 
-    def poll(self) -> None:
-        if self.submit_blocks and ledger.submits():
+    def _poll(self) -> None:
+        if self.submit_blocks and native.is_visited(self.handles[1]):
             return  # it would wait for the submit, which delivers as well
-        self._functions.wgpuDevicePoll(self._device, False, None)
-
-    def outstanding(self) -> int:
-        return len(self._waiting)
-
-    def on_work_done(self, done: Done) -> None:
-        info = self._work_done_info
-        with holding(self._work_done_lock):
-            info.userdata1 = self._remember(done)
-            self._functions.wgpuQueueOnSubmittedWorkDone(self._queue, info)
+        self._lib.wgpuDevicePoll(self.device._internal, False, self._ffi.NULL)
 
     def is_lost(self, probe: bool = True) -> bool:
         if ledger.is_destroyed(self.device):
             return True
         if not probe:
             return False
-        write = self._releasing.wgpuQueueWriteBuffer
-        error, _ = self._captured(write, self._queue, self._pointer(self._probe), 0, None, 0)
+        queue, buffer, nothing = self.device.queue._internal, self._probe._internal, self._ffi.NULL
+        error, _ = self._captured(self._lib.wgpuQueueWriteBuffer, queue, buffer, 0, nothing, 0)
         return error is not None
 
     # -- staging memory --
@@ -217,7 +137,7 @@ class WgpuNative:
         if wanted and not available:
             raise ValueError(
                 "host_cached=True needs a device with the feature 'mappable-primary-buffers' "
-                "(adapter.request_device_sync(required_features=['mappable-primary-buffers']))"
+                "(aiostage.request_device(adapter) asks for it where the adapter has it)"
             )
         return available if wanted is None else wanted
 
@@ -233,67 +153,15 @@ class WgpuNative:
             )
         # Allocation.buffer.handle gives it to users, for whom one of these would end in an abort.
         buffer.destroy = buffer.unmap = buffer.map_async = buffer.map_sync = _refuse
-        try:
-            self._zero(buffer)
-        except BaseException:
-            self.destroy(buffer)
-            raise
         return buffer
 
-    def _zero(self, buffer: Any) -> None:
-        # The first mapping fills with zeros, in the poll that makes it, and nobody can submit meanwhile. So a piece at
-        # a time, each a fraction of a millisecond, in polls that do not keep the interpreter's lock.
-        for start in range(0, buffer.size, _PIECE):
-            answers: list[bool] = []
-            self._map(buffer, start, min(_PIECE, buffer.size - start), answers.append)
-            while not answers:
-                self._releasing.wgpuDevicePoll(self._device, False, None)
-                if not answers:  # somebody else's poll is about to deliver it
-                    if self.is_lost():
-                        break
-                    time.sleep(0.0001)
-            if answers != [True]:
-                if self.is_lost():
-                    raise DeviceLost("the device was lost while its ring was opened")
-                raise OutOfMemory("the memory of a staging buffer could not be mapped")
-            self.unmap(buffer)
+    def map_mode(self, buffer: Any) -> int:
+        return int(wgpu.MapMode.READ if buffer.usage & wgpu.BufferUsage.MAP_READ else wgpu.MapMode.WRITE)
 
     def _is_read_mapped(self, host_cached: bool) -> bool:
         # MAP_READ memory is what the driver keeps in the host's cache; the feature lets a copy read from it. wgpu does
         # not flush what was written to it, which the memory that its allocator takes for this, coherent, does not need.
         return host_cached and "mappable-primary-buffers" in self.device.features
-
-    def map(self, buffer: Any, done: Done) -> None:
-        self._map(buffer, 0, buffer.size, done)
-
-    def _map(self, buffer: Any, offset: int, size: int, done: Done) -> None:
-        info, call = self._map_info, self._functions.wgpuBufferMapAsync
-        mode = wgpu.MapMode.READ if buffer.usage & wgpu.BufferUsage.MAP_READ else wgpu.MapMode.WRITE
-        with holding(self._map_lock):
-            info.userdata1 = key = self._remember(done)
-            error, _ = self._captured(call, self._pointer(buffer), mode, offset, size, info)
-        if error is not None:
-            late = self._waiting.pop(key, None)
-            if late is not None:
-                late(False)
-
-    def address(self, buffer: Any) -> int:
-        # A buffer mapped for reading is only lent as const; the memory is the same.
-        functions = self._functions
-        get = (
-            functions.wgpuBufferGetConstMappedRange
-            if buffer.usage & wgpu.BufferUsage.MAP_READ
-            else functions.wgpuBufferGetMappedRange
-        )
-        # A destroyed buffer or device has unmapped it, and asking then aborts.
-        with ledger.visit():
-            if ledger.is_destroyed(buffer) or self.is_lost(probe=False):
-                raise DeviceLost("the device was lost with staging buffers in flight")
-            return int(get(self._pointer(buffer), 0, buffer.size))
-
-    def unmap(self, buffer: Any) -> None:
-        # A lost device has unmapped it already.
-        self._captured(self._functions.wgpuBufferUnmap, self._pointer(buffer))
 
     def destroy(self, buffer: Any) -> None:
         type(buffer).destroy(buffer)
@@ -310,48 +178,16 @@ class WgpuNative:
                 raise InvalidSubmit("the command buffer was released")
         ledger.claim([command_buffer._internal for command_buffer in command_buffers])
 
-    def submit(self, copies: Sequence[Copy], command_buffers: Sequence[Any]) -> list[tuple[Copy, InvalidCopy]]:
-        functions = self._functions
-        # One at a time, as inside wgpu, so that what was postponed has its moment between two. No loop waits for that:
-        # where a submit blocks, threads make it.
-        with holding(self._submitting), ledger.visit(copies, command_buffers) as visit:
-            if self.is_lost(probe=False):  # or about to be destroyed
-                raise DeviceLost("the device was lost before the submit")
-            good, refused = self._sift(copies)
-            command_buffer, error = self._encode(good)
-            if error is not None:
-                good, refused = self._find_guilty(good, refused)
-                command_buffer, error = self._encode(good)
-            # Encoding has told already, where there was something to encode: nothing destroys the device meanwhile.
-            if error is not None or (command_buffer is None and self.is_lost()):
-                raise DeviceLost(error or "the device was lost before the submit")
-            pointers = [] if command_buffer is None else [command_buffer]
-            pointers += map(self._pointer, command_buffers)
-            visit.claimed = ()
-            functions.wgpuQueueSubmit(self._queue, len(pointers), (ctypes.c_void_p * len(pointers))(*pointers))
-            self._volumes.note(good)
-        if command_buffer is not None:
-            functions.wgpuCommandBufferRelease(command_buffer)
-        return refused
+    def unclaim_command_buffers(self, command_buffers: Sequence[Any]) -> None:
+        ledger.unclaim([command_buffer._internal for command_buffer in command_buffers])
 
-    def _sift(self, copies: Sequence[Copy]) -> tuple[list[Copy], list[tuple[Copy, InvalidCopy]]]:
-        """Copies that may be encoded, and those whose destination has become unusable since they were staged."""
-        reasons: dict[int, str | None] = {}
-        good: list[Copy] = []
-        refused: list[tuple[Copy, InvalidCopy]] = []
-        for copy in copies:
-            key = id(copy.destination)
-            if key not in reasons:
-                reasons[key] = self._unusable(copy)
-            reason = reasons[key]
-            if reason is None:
-                good.append(copy)
-            else:
-                refused.append((copy, InvalidCopy(f"{copy!r}: {reason}")))
-        return good, refused
+    def is_first_use(self, copy: TextureCopy, used: set[Level]) -> bool:
+        return self._volumes.is_first(copy, used)
 
-    def _unusable(self, copy: Copy) -> str | None:
-        """Why the destination of a copy would make the submit abort, or None."""
+    def note_use(self, copies: Iterable[Copy]) -> None:
+        self._volumes.note(copies)
+
+    def unusable(self, copy: Copy) -> str | None:
         destination = copy.destination
         if destination._internal is None:
             return "the destination was released"
@@ -366,72 +202,35 @@ class WgpuNative:
         """The error of a call that only fails, and only if the destination was destroyed before notes were taken."""
         lib, new = self._lib, self._ffi.new
         if isinstance(copy, BufferCopy):  # of an unmapped buffer; it fails in any case, the message tells
-            return self._captured(self._releasing.wgpuBufferUnmap, self._pointer(copy.destination))[0]
+            return self._captured(lib.wgpuBufferUnmap, copy.destination._internal)[0]
         layout = new("WGPUTexelCopyBufferLayout *", {"bytesPerRow": 256, "rowsPerImage": 1})
         nothing, target = new("WGPUExtent3D *"), self._describe_target(copy)
         queue = self.device.queue._internal
         return self._captured(lib.wgpuQueueWriteTexture, queue, target, self._ffi.NULL, 0, layout, nothing)[0]
 
-    def _find_guilty(
-        self, copies: Iterable[Copy], refused: list[tuple[Copy, InvalidCopy]]
-    ) -> tuple[list[Copy], list[tuple[Copy, InvalidCopy]]]:
-        """One copy per encoder: those that fail alone are at fault, the others go on."""
-        if self.is_lost():
-            raise DeviceLost("the device was lost before the submit")
-        good = []
+    def _record(self, encoder: Any, copies: Sequence[Copy]) -> None:
+        lib, used = self._lib, set[Level]()
         for copy in copies:
-            command_buffer, error = self._encode([copy])
-            if error is None:
-                good.append(copy)
-                self._functions.wgpuCommandBufferRelease(command_buffer)
-            else:
-                refused.append((copy, InvalidCopy(f"{copy!r}: {error}")))
-        return good, refused
-
-    def _encode(self, copies: Sequence[Copy]) -> tuple[Any, str | None]:
-        """(command buffer, error); both None when there is nothing to encode."""
-        if not copies:
-            return None, None
-        functions = self._functions
-        error, encoder = self._captured(functions.wgpuDeviceCreateCommandEncoder, self._device, None)
-        if not encoder:
-            return None, error
-        command_buffer = None
-        if error is None:
-            error, _ = self._captured(self._record, encoder, copies)
-        if error is None:
-            error, command_buffer = self._captured(functions.wgpuCommandEncoderFinish, encoder, None)
-        functions.wgpuCommandEncoderRelease(encoder)
-        if error is not None and command_buffer:
-            functions.wgpuCommandBufferRelease(command_buffer)
-        return (command_buffer, None) if error is None else (None, error)
-
-    def _record(self, encoder: int, copies: Sequence[Copy]) -> None:
-        functions, pointer = self._functions, self._pointer
-        used: set[Level] = set()
-        for copy in copies:
-            source = pointer(copy.source.handle)
+            source = copy.source.handle._internal
             if isinstance(copy, BufferCopy):
-                target = pointer(copy.destination)
-                functions.wgpuCommandEncoderCopyBufferToBuffer(
-                    encoder, source, copy.offset, target, copy.destination_offset, copy.size
-                )
+                target, offset = copy.destination._internal, copy.destination_offset
+                lib.wgpuCommandEncoderCopyBufferToBuffer(encoder, source, copy.offset, target, offset, copy.size)
             else:
-                self._volumes.prepare(functions, encoder, copy, used)
-                self._describe_source(copy)
-                self._describe_target(copy)
-                functions.wgpuCommandEncoderCopyBufferToTexture(encoder, *self._structs.arguments)
+                self._volumes.prepare(encoder, copy, used)
+                extent = self._ffi.new("WGPUExtent3D *", copy.size)
+                where = self._describe_source(copy), self._describe_target(copy)
+                lib.wgpuCommandEncoderCopyBufferToTexture(encoder, *where, extent)
 
-    def _describe_source(self, copy: Any) -> None:
-        info, extent = self._structs.source, self._structs.extent
+    def _describe_source(self, copy: TextureCopy) -> Any:
+        info = self._ffi.new("WGPUTexelCopyBufferInfo *")
         info.buffer = copy.source.handle._internal
         info.layout.offset = copy.offset
         info.layout.bytesPerRow = copy.bytes_per_row
         info.layout.rowsPerImage = copy.rows_per_image
-        extent.width, extent.height, extent.depthOrArrayLayers = copy.size
+        return info
 
-    def _describe_target(self, copy: Any) -> Any:
-        info = self._structs.target
+    def _describe_target(self, copy: TextureCopy) -> Any:
+        info = self._ffi.new("WGPUTexelCopyTextureInfo *")
         info.texture = copy.destination._internal
         info.mipLevel = copy.mip_level
         info.origin.x, info.origin.y, info.origin.z = copy.origin
@@ -441,7 +240,7 @@ class WgpuNative:
     def _captured(self, function: Callable[..., Any], *arguments: Any) -> tuple[str | None, Any]:
         """Call; returns the message of the error that wgpu reported meanwhile, if it did, and the result."""
         # wgpu reports in the calling thread, and wgpu-py leaves it with that thread's topmost slot, if it has one.
-        # This is its handler's capture and release in a third of the time, with several to each submit.
+        # This is its handler's capture and release in a third of the time.
         slots, slot = self._errors._get_proxy_stack(), _ErrorSlot()
         slots.append(slot)
         try:
@@ -465,10 +264,10 @@ class WgpuNative:
     def record(self, encoder: Any, copies: Sequence[Copy]) -> None:
         if not isinstance(encoder, wgpu.GPUCommandEncoder) or not self.owns(encoder):
             raise InvalidCopy(f"encoder must be a GPUCommandEncoder of the ring's device, not {type(encoder).__name__}")
-        _, refused = self._sift(copies)
-        if refused:
-            raise refused[0][1]
-        error, _ = self._captured(self._record, self._pointer(encoder), copies)  # of a destroyed one only an error
+        for copy in copies:
+            if (reason := self.unusable(copy)) is not None:
+                raise InvalidCopy(f"{copy!r}: {reason}")
+        error, _ = self._captured(self._record, encoder._internal, copies)  # of a destroyed one only an error
         if error is not None:
             raise InvalidCopy(error)
 
@@ -512,17 +311,6 @@ def _refuse(*args: Any, **kwargs: Any) -> None:
 
 def _refuse_block(*args: Any, **kwargs: Any) -> None:
     raise StagingError("a block is shared by the ranges of a pool; release the range instead")
-
-
-class _CopyStructs(threading.local):
-    """What describes a copy to a texture: of each thread its own, since the loop records while a thread submits."""
-
-    def __init__(self, ffi: Any) -> None:
-        self.source = ffi.new("WGPUTexelCopyBufferInfo *")
-        self.target = ffi.new("WGPUTexelCopyTextureInfo *")
-        self.extent = ffi.new("WGPUExtent3D *")
-        structs = self.source, self.target, self.extent
-        self.arguments = [int(ffi.cast("uintptr_t", struct)) for struct in structs]
 
 
 class _ErrorSlot:

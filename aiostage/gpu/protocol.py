@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Protocol, runtime_checkable
 
-from ..data.copies import Copy
-from ..errors import DeviceLost, InvalidCopy
-
-Done = Callable[[bool], object]
-"""Called once with whether it went well, from whichever thread polls."""
+from ..data.copies import Copy, TextureCopy
 
 
 @runtime_checkable
@@ -18,47 +13,50 @@ class Native(Protocol):
     """A GPU device and its queue, as much of it as staging needs. All methods may be called from any thread."""
 
     submit_blocks: bool
-    """Whether `submit` and `map` may wait for earlier GPU work (software adapters do)."""
+    """Whether a submit may wait for earlier GPU work (software adapters' do)."""
     max_buffer_size: int
+    functions: tuple[int, ...]
+    """Addresses of the C functions that the carrier calls, in the order of `native.functions()`."""
+    handles: tuple[int, int, int]
+    """Of the device, its queue, and a buffer that nobody uses."""
+    message_in_done: bool
+    """Whether this wgpu-native has a message for those who wait for work to be done."""
+    is_stepped: bool
+    """Whether a test makes the steps of the carrier's threads."""
 
     def attach(self) -> None:
         """Keep blocking polls off this device until as many calls of `detach`."""
 
     def detach(self) -> None: ...
 
+    def handle(self, resource: Any) -> int:
+        """The C object behind a buffer, texture or command buffer, as a number."""
+
     def create_staging_buffer(self, size: int, host_cached: bool) -> Any:
-        """A new staging buffer of `size` bytes, to be mapped. :raises OutOfMemory:"""
+        """A new staging buffer of `size` bytes, which the carrier maps. :raises OutOfMemory:"""
+
+    def map_mode(self, buffer: Any) -> int:
+        """How a staging buffer is mapped."""
 
     def is_host_cached(self, wanted: bool | None) -> bool:
         """Whether staging memory can be read fast. :raises ValueError: if it is `wanted` and cannot be had."""
 
-    def map(self, buffer: Any, done: Done) -> None:
-        """Map a staging buffer again as soon as the GPU has finished with it."""
-
-    def address(self, buffer: Any) -> int:
-        """Where the memory of a mapped staging buffer lies. :raises DeviceLost:"""
-
-    def unmap(self, buffer: Any) -> None: ...
-
     def destroy(self, buffer: Any) -> None: ...
 
-    def submit(self, copies: Sequence[Copy], command_buffers: Sequence[Any]) -> list[tuple[Copy, InvalidCopy]]:
-        """Copies, then command buffers, in one queue submit; returns the copies that were left out, and why.
+    def unusable(self, copy: Copy) -> str | None:
+        """Why a copy would have its submit abort, as its destination is now; or None."""
 
-        :raises DeviceLost: nothing was submitted.
-        """
+    def is_first_use(self, copy: TextureCopy, used: set[tuple[int, int]]) -> bool:
+        """Whether its level has to be used before it, see `volumes`; `used` has those that its encoder has used."""
+
+    def note_use(self, copies: Iterable[Copy]) -> None:
+        """These are submitted."""
 
     def claim_command_buffers(self, command_buffers: Sequence[Any]) -> None:
         """Have nobody else submit them. :raises InvalidSubmit: one is unfit for this queue; none is claimed."""
 
-    def on_work_done(self, done: Done) -> None:
-        """Call `done` when the GPU has finished all that was submitted until now."""
-
-    def poll(self) -> None:
-        """Deliver what is done, without waiting."""
-
-    def outstanding(self) -> int:
-        """How many maps and fences a poll could still deliver."""
+    def unclaim_command_buffers(self, command_buffers: Sequence[Any]) -> None:
+        """They were not submitted after all."""
 
     def is_lost(self, probe: bool = True) -> bool:
         """Whether the device is gone; without `probe`, as far as is known at no cost: whether somebody destroyed it."""
@@ -84,17 +82,3 @@ class Native(Protocol):
         """Whether `resource` is a "buffer" or "texture" of this kind of device."""
 
     def owns(self, resource: Any) -> bool: ...
-
-
-def map_first(native: Native, buffers: Sequence[Any]) -> None:
-    """Map new staging buffers, and wait for it; not on a loop. :raises DeviceLost:"""
-    mapped: list[bool] = []
-    for buffer in buffers:
-        native.map(buffer, mapped.append)
-    while len(mapped) < len(buffers):
-        native.poll()
-        if len(mapped) < len(buffers) and native.is_lost():
-            break
-        time.sleep(0)  # another thread's poll may be what delivers them
-    if len(mapped) < len(buffers) or not all(mapped):
-        raise DeviceLost("the device was lost while its ring was opened")

@@ -2,20 +2,20 @@
 
 wgpu clears a level before its first use. A copy from a buffer to z > 0 of a 3D texture does not count as one, until
 wgpu's pull request 9765 is in wgpu-native: what it writes is cleared with the rest by the next command that does count.
-So such a copy gets a command before it, in the same encoder, that uses the level and changes nothing: a copy of one
-texel block out of it, or a dispatch of no workgroups with the level bound. A texture that allows neither has no content
-that anybody could see.
+So the carrier has the queue write the first texel block of such a copy before it. In a caller's encoder, which is
+submitted when its caller likes, the copy gets a command before it that uses the level and changes nothing: a copy of
+one texel block out of it, or a dispatch of no workgroups with the level bound. A texture that allows neither has no
+content that anybody could see.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import wgpu
 
 from ..data.copies import Copy, TextureCopy
-from .functions import Functions
 
 Level = tuple[int, int]  # id of the texture, mip level
 
@@ -26,10 +26,10 @@ _NOTHING = "@compute @workgroup_size(1) fn nothing() {}"
 class Volumes:
     """Which levels of a device's 3D textures were used, and the first use of the others."""
 
-    def __init__(self, device: Any, ffi: Any, pointer: Callable[[Any], int]) -> None:
+    def __init__(self, device: Any, ffi: Any, lib: Any) -> None:
         self._device = device
         self._ffi = ffi
-        self._pointer = pointer
+        self._lib = lib
         self._module: Any = None
         self._pipelines: dict[tuple[bool, str], tuple[Any, Any]] = {}  # (layout, pipeline), by what is bound
 
@@ -37,18 +37,22 @@ class Volumes:
         """Have the pipeline ready that most textures need. Not on a loop: a driver's first can take 0.5 s."""
         self._pipeline(sampled=True, format="")
 
-    def prepare(self, functions: Functions, encoder: int, copy: TextureCopy, used: set[Level]) -> None:
-        """Record a use of the copy's level, if it needs one; `used` has those that the encoder has used already."""
+    def is_first(self, copy: TextureCopy, used: set[Level]) -> bool:
+        """Whether the copy's level has to be used before it; `used` has those that the encoder has used already."""
         texture, level = copy.destination, (id(copy.destination), copy.mip_level)
         if texture.dimension != "3d" or level in used or copy.mip_level in _known(texture):
-            return
+            return False
         used.add(level)
-        if copy.origin[2] == 0:  # which is a use
+        return bool(copy.origin[2] != 0)  # at 0 it is a use itself
+
+    def prepare(self, encoder: Any, copy: TextureCopy, used: set[Level]) -> None:
+        """Record a use of the copy's level, if it needs one."""
+        if not self.is_first(copy, used):
             return
-        if texture.usage & wgpu.TextureUsage.COPY_SRC:
-            self._copy_out(functions, encoder, copy)
-        elif texture.usage & _BOUND:
-            self._bind(functions, encoder, texture, copy.mip_level)
+        if copy.destination.usage & wgpu.TextureUsage.COPY_SRC:
+            self._copy_out(encoder, copy)
+        elif copy.destination.usage & _BOUND:
+            self._bind(encoder, copy.destination, copy.mip_level)
 
     def note(self, copies: Iterable[Copy]) -> None:
         """These were submitted."""
@@ -59,31 +63,29 @@ class Volumes:
             if not copy.destination.usage & wgpu.TextureUsage.RENDER_ATTACHMENT:
                 _known(copy.destination).add(copy.mip_level)
 
-    def _copy_out(self, functions: Functions, encoder: int, copy: TextureCopy) -> None:
-        new, cast = self._ffi.new, self._ffi.cast
-        block = copy.block
+    def _copy_out(self, encoder: Any, copy: TextureCopy) -> None:
+        new, block = self._ffi.new, copy.block
         scratch = self._device.create_buffer(size=block.nbytes, usage=wgpu.BufferUsage.COPY_DST)
         source = new("WGPUTexelCopyTextureInfo *")
-        source.texture = cast("WGPUTexture", self._pointer(copy.destination))
-        source.mipLevel = copy.mip_level
-        source.aspect = 1  # WGPUTextureAspect_All
+        source.texture, source.mipLevel = copy.destination._internal, copy.mip_level
+        source.aspect = self._lib.WGPUTextureAspect_All
         target = new("WGPUTexelCopyBufferInfo *")
-        target.buffer = cast("WGPUBuffer", self._pointer(scratch))
+        target.buffer = scratch._internal
         target.layout.bytesPerRow, target.layout.rowsPerImage = 256, 1
         extent = new("WGPUExtent3D *", (block.width, block.height, 1))
-        addresses = (int(cast("uintptr_t", struct)) for struct in (source, target, extent))
-        functions.wgpuCommandEncoderCopyTextureToBuffer(encoder, *addresses)
+        self._lib.wgpuCommandEncoderCopyTextureToBuffer(encoder, source, target, extent)
 
-    def _bind(self, functions: Functions, encoder: int, texture: Any, level: int) -> None:
+    def _bind(self, encoder: Any, texture: Any, level: int) -> None:
+        lib, nothing = self._lib, self._ffi.NULL
         layout, pipeline = self._pipeline(bool(texture.usage & wgpu.TextureUsage.TEXTURE_BINDING), texture.format)
         view = texture.create_view(base_mip_level=level, mip_level_count=1)
         group = self._device.create_bind_group(layout=layout, entries=[{"binding": 0, "resource": view}])
-        compute = functions.wgpuCommandEncoderBeginComputePass(encoder, None)
-        functions.wgpuComputePassEncoderSetPipeline(compute, self._pointer(pipeline))
-        functions.wgpuComputePassEncoderSetBindGroup(compute, 0, self._pointer(group), 0, None)
-        functions.wgpuComputePassEncoderDispatchWorkgroups(compute, 0, 1, 1)
-        functions.wgpuComputePassEncoderEnd(compute)
-        functions.wgpuComputePassEncoderRelease(compute)
+        compute = lib.wgpuCommandEncoderBeginComputePass(encoder, nothing)
+        lib.wgpuComputePassEncoderSetPipeline(compute, pipeline._internal)
+        lib.wgpuComputePassEncoderSetBindGroup(compute, 0, group._internal, 0, nothing)
+        lib.wgpuComputePassEncoderDispatchWorkgroups(compute, 0, 1, 1)
+        lib.wgpuComputePassEncoderEnd(compute)
+        lib.wgpuComputePassEncoderRelease(compute)
 
     def _pipeline(self, sampled: bool, format: str) -> tuple[Any, Any]:
         if sampled:

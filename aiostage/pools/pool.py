@@ -31,7 +31,6 @@ from ..exits import holding
 from ..fences import Fence, FenceTracker
 from ..gpu.device import connect
 from ..gpu.protocol import Native
-from ..threads import run_sync
 from .freespace import FreeSpace, class_of, fitting_class
 
 SMALLEST, LARGEST = 64, 8 * MiB
@@ -625,10 +624,7 @@ class BufferPool:
     async def _move(self, moves: list[_Move], round: int, tracker: FenceTracker) -> list[int]:
         """Copy, then switch over; returns the sizes of the ranges that were moved, once the GPU is done."""
         try:
-            if self._native.submit_blocks:
-                fence = await run_sync(self._copy, moves, tracker)
-            else:
-                fence = self._copy(moves, tracker)
+            fence = await self._copy(moves, tracker)
         except BaseException:
             self._switch(moves, -1)
             raise
@@ -636,14 +632,13 @@ class BufferPool:
         await fence
         return moved
 
-    def _copy(self, moves: list[_Move], tracker: FenceTracker) -> Fence:
+    async def _copy(self, moves: list[_Move], tracker: FenceTracker) -> Fence:
         unit = self.alignment
         copies = [
             BufferCopy(source, start * unit, target.handle, to * unit, units * unit)
             for _, (source, start, units), (target, to, _) in moves
         ]
-        self._native.submit(copies, ())
-        return tracker.insert()
+        return await tracker.submit(copies)
 
     def _switch(self, moves: list[_Move], round: int) -> list[int]:
         """Let ranges lie where they were copied to, unless somebody held them or asked for their place meanwhile.

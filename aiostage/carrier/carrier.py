@@ -1,0 +1,310 @@
+"""The native carrier, as the loop sees it: jobs and departures go in, and their ends come back as calls."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any
+from weakref import WeakMethod, finalize
+
+from .. import exits, native
+from ..data.copies import Copy
+from ..errors import CannotStartThread, DeviceLost, StagingError
+from ..events import DEBUG, event, logger
+from ..gpu.protocol import Native
+from ..loop import LoopPort
+from .departure import Departure, Source, pack
+
+Ended = Callable[[int, BaseException | None], object]
+"""Called on the loop with a job and what went wrong with it, or None."""
+
+_CANCELLED, _SHORT = -1, -2
+
+
+class Carrier:
+    """All that happens off the loop for one device: threads that copy, and one that submits and polls.
+
+    Its threads know nothing of Python, and the loop waits for none of them (native/carrier.h). Made on the loop, and
+    called there. It holds whoever hears of fences weakly, so that what nobody closed can be collected.
+
+    :param reached: called with a serial that the GPU has finished, with all before it, and how many seconds ago.
+    :param lost: called when the device is, with why.
+    :raises CannotStartThread: the system has none left; nothing is kept.
+    """
+
+    def __init__(
+        self,
+        device: Native,
+        port: LoopPort,
+        reached: WeakMethod[Callable[[int, float], None]],
+        lost: WeakMethod[Callable[[StagingError], None]],
+    ) -> None:
+        self._device, self._port = device, port
+        self._reached, self._lost = reached, lost
+        self._native = native.Carrier(device.functions, *device.handles, device.message_in_done)
+        self._jobs: dict[int, Ended] = {}
+        self._departures: dict[int, tuple[Departure, list[Copy]]] = {}
+        self._buffers: dict[int, Callable[[int], object]] = {}
+        self._polled: list[Callable[[], object]] = []
+        self._steps_here = False  # on the loop, at the interpreter's end
+        self._logs = False
+        # Without this carrier, or who has to call it some time would keep what a dead loop was told.
+        self.stop: Callable[[], object] = _nothing
+        """Begin nothing more, and hear of nothing more."""
+        if device.is_stepped:
+            return
+        if not exits.over and not self._native.start():
+            raise CannotStartThread("the thread that submits and polls could not be started")
+        stop = _watch(self._native, port, WeakMethod(self.hear))
+        self.stop = end = finalize(self, _end, self._native, port, stop, device)
+        end.atexit = False
+        exits.endings[self] = Carrier._outlive_threads
+
+    def add_copiers(self, count: int) -> None:
+        """Have so many threads that copy. :raises CannotStartThread: there is none."""
+        if not (self._device.is_stepped or exits.over) and not self._native.add_copiers(count):
+            raise CannotStartThread("no thread that copies could be started")
+
+    # -- what goes in --
+
+    def add_buffer(self, buffer: Source, back: Callable[[int], object]) -> None:
+        """Have a new staging buffer mapped, and again after each departure: `back` is called with its address then, or
+        with 0 if it never will be."""
+        handle = self._device.handle(buffer.handle)
+        buffer.number = self._native.add_buffer(handle, buffer.handle.size, self._device.map_mode(buffer.handle))
+        self._buffers[buffer.number] = back
+        self._go_on()
+
+    def forget_buffer(self, buffer: Source) -> None:
+        """It is about to be destroyed."""
+        if self._buffers.pop(buffer.number, None) is not None:
+            self._native.forget_buffer(buffer.number)
+
+    def copy(self, data: Any, address: int, steps: tuple[int, ...], swap: int, ended: Ended, rings: bool = True) -> int:
+        """Copy an array to an address, where its items lie `steps` bytes apart along each of its axes.
+
+        :param swap: bytes in what is turned round, for another byte order; or 0.
+        :param rings: whether the loop is woken for the end of it; without, it hears of that with the next that does.
+        :returns: the job, for `Departure.jobs`.
+        """
+        job = self._native.copy(data, address, steps, swap, rings)
+        self._jobs[job] = ended
+        self._go_on()
+        return job
+
+    def cancel(self, job: int) -> bool:
+        """Whether it had not begun, and never will; its end is told of all the same."""
+        return self._native.cancel(job)
+
+    def listen(self) -> None:
+        """From now on wake the loop for every job that ends."""
+        self._native.listen()
+
+    def depart(self, departure: Departure) -> None:
+        """Submit as soon as the jobs that fill it are done, and have its buffers mapped again.
+
+        :raises StagingError: nothing was done.
+        """
+        device, serial = self._device, departure.fence.value
+        self._logs = logger.isEnabledFor(DEBUG)
+        buffers = tuple([buffer.number for buffer in departure.buffers])
+        commands = tuple(map(device.handle, departure.command_buffers))
+        jobs = tuple(departure.jobs)
+        while True:  # until nothing was destroyed between the check and the departure
+            epoch = native.epoch()
+            copies = departure.sift(device)
+            records = pack(device, copies)
+            what = (departure.lane, departure.is_urgent, False, buffers, records, commands, jobs)
+            if self._native.depart(serial, *what, epoch):
+                break
+        self._departures[serial] = departure, copies
+        self._go_on()
+
+    def mark(self, serial: int) -> None:
+        """Tell when the GPU has finished all that was submitted until now, and nothing that is submitted later."""
+        while not self._native.depart(serial, 0, True, True, (), b"", (), (), native.epoch()):
+            pass
+        self._go_on()
+
+    def poll(self, polled: Callable[[], object]) -> None:
+        """Have the GPU polled now; called when what that found has been told."""
+        self._polled.append(polled)
+        self._native.poll_soon()
+        self._go_on()
+
+    # -- what comes back --
+
+    def hear(self) -> None:
+        """Tell what has happened."""
+        is_stepped = self._device.is_stepped  # then the clock is the test's
+        for kind, status, number, value, ago, text in self._native.ends():
+            try:
+                self._tell(kind, status, number, value, 0.0 if is_stepped else ago, text)
+            except Exception as error:
+                self._port.complain(f"Exception in what a carrier told of {kind}", error)
+
+    def _tell(self, kind: int, status: int, number: int, value: int, ago: float, text: str | None) -> None:
+        if kind == native.JOB:
+            self._jobs.pop(number)(number, _error_of(status))
+        elif kind == native.LEFT_OUT:
+            departure, copies = self._departures[number]
+            departure.fail(copies[value], text or "")
+        elif kind == native.MADE:
+            self._made(*self._departures.pop(number), ago)
+        elif kind == native.BACK:
+            if (back := self._buffers.get(number)) is not None:
+                back(value)
+        elif kind == native.REACHED:
+            if (reached := self._reached()) is not None:
+                reached(number, ago)
+        elif kind == native.POLLED:
+            polled, self._polled = self._polled, []
+            for call in polled:
+                call()
+        else:
+            self._hear_of_loss(number, text or "")
+
+    def _made(self, departure: Departure, copies: list[Copy], ago: float) -> None:
+        left_out = {copy for copy, _ in departure.failures}
+        self._device.note_use([copy for copy in copies if copy not in left_out] if left_out else copies)
+        departure.fence.inserted_at = time.perf_counter() - ago
+        if self._logs:
+            indices = [buffer.index for buffer in departure.buffers]
+            event("submitted", fence=departure.fence.value, buffers=indices, copies=len(departure.copies))
+        departure.copies = departure.command_buffers = ()  # nothing keeps the destinations alive any more
+        departure.made(departure.failures)
+
+    def _hear_of_loss(self, serial: int, text: str) -> None:
+        error = DeviceLost(text if "lost" in text else f"the device was lost: {text}")
+        found = self._departures.pop(serial, None)
+        try:
+            if (lost := self._lost()) is not None:
+                lost(error)
+            for back in list(self._buffers.values()):
+                back(0)
+        finally:
+            self._native.listen()  # for threads that still read somebody's data
+            if found is not None:
+                departure = found[0]
+                departure.copies = departure.command_buffers = ()
+                departure.lost(error)
+
+    # -- without threads --
+
+    def _outlive_threads(self) -> Iterable[Threads]:
+        """The interpreter ends, and the threads before it: from now on the loop does all, if it ever runs again."""
+        self._native.stop()
+        self._port.post(self._go_on)
+        return (Threads(self._native),)
+
+    def _go_on(self) -> None:
+        if exits.over and not self._steps_here and not self._device.is_stepped and not sys.is_finalizing():
+            self._steps_here = True
+            self._port.post(self._step)
+
+    def _step(self) -> None:
+        self._steps_here = False
+        if self._native.counts()["threads"]:  # one is inside wgpu, which would have two at a time
+            return
+        while self._native.step(native.COPY) or self._native.step(native.DEPART):
+            pass
+        self._native.step(native.POLL)
+        self.hear()
+        left = self._native.counts()
+        if left["outstanding"] or left["queued"] or left["jobs"]:
+            time.sleep(0.0001)
+            self._go_on()
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """What the threads have done, and have to do."""
+        return self._native.counts()
+
+    def step(self, which: int, index: int = 0) -> bool:
+        """Make a step of the threads' work, where a test makes them. False: there was none to make."""
+        return self._native.step(which, index)
+
+
+class Threads:
+    """Native threads, to be joined as Python's are."""
+
+    def __init__(self, carrier: native.Carrier) -> None:
+        self._carrier = carrier
+
+    def is_alive(self) -> bool:
+        return self._carrier.counts()["threads"] > 0
+
+    def join(self, timeout: float | None = None) -> None:
+        self._carrier.join(1e9 if timeout is None else timeout)
+
+
+def _nothing() -> None:
+    return None
+
+
+def _error_of(status: int) -> BaseException | None:
+    if status == 0:
+        return None
+    if status == _CANCELLED:
+        return StagingError("the write was cancelled before it began")
+    if status == _SHORT:
+        return EOFError("the file ends before the bytes that were to be read")
+    return OSError(status, "a file could not be read")
+
+
+def _watch(carrier: native.Carrier, port: LoopPort, hear: WeakMethod[Callable[[], None]]) -> Callable[[], object]:
+    """Have the loop hear of ends. Returns what ends that, to be called on the loop."""
+
+    def rung() -> None:
+        if (call := hear()) is not None:
+            call()
+        else:
+            carrier.ends()  # nobody is left to hear of them
+        _let_go_of(carrier)
+
+    bell = carrier.bell()
+    stop = port.watch(bell, rung) if bell >= 0 else None
+    if stop is not None:
+        return stop
+    # A loop that can watch no descriptor: a thread does.
+    stopping = threading.Event()
+
+    heard = threading.Event()
+
+    def rung_and_heard() -> None:
+        rung()
+        heard.set()
+
+    def listen() -> None:
+        while not stopping.is_set():
+            if carrier.wait(1.0):
+                heard.clear()
+                if not port.post(rung_and_heard):
+                    return
+                while not heard.wait(1.0) and not stopping.is_set():
+                    pass
+
+    exits.start(listen, "aiostage bell")
+    return stopping.set
+
+
+_ending: dict[native.Carrier, tuple[Callable[[], object], Native]] = {}
+"""Carriers that were stopped and may still have threads, what ends their loop's watch, and their device."""
+
+
+def _end(carrier: native.Carrier, port: LoopPort, stop: Callable[[], object], device: Native) -> None:
+    """Of a carrier that is closed, or was dropped in whichever thread. Its last thread rings."""
+    carrier.stop()
+    _ending[carrier] = stop, device
+    if not port.post(partial(_let_go_of, carrier)):
+        for other in list(_ending):  # those whose loops are gone
+            _let_go_of(other)
+
+
+def _let_go_of(carrier: native.Carrier) -> None:
+    if carrier in _ending and not carrier.counts()["threads"]:
+        stop, _ = _ending.pop(carrier)
+        stop()

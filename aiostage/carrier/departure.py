@@ -1,0 +1,114 @@
+"""What departs together, packed as the carrier's C sources have it."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+from ..data.copies import BufferCopy, Copy, TextureCopy
+from ..errors import InvalidCopy, StagingError
+from ..gpu.protocol import Native
+
+# carrier_copy in native/carrier.h: keep the two alike.
+_COPY = struct.Struct("<BBBBIQQQQQQ8I")
+_TO_BUFFER, _TO_TEXTURE = 0, 1
+_ASPECTS = {"all": 1, "stencil-only": 2, "depth-only": 3}
+
+
+class Source(Protocol):
+    """A staging buffer, as far as a carrier needs to know it."""
+
+    index: int
+    number: int
+    """What the carrier calls it."""
+    handle: Any
+
+
+class Departure:
+    """Staging buffers that are sealed, the copies out of them, and the command buffers that run after those.
+
+    It ends once, on the loop: by `made`, or by `lost`.
+
+    :param lane: those of one lane go in order; with 0 only those to the same destination do.
+    :param jobs: that fill the buffers.
+    :param is_urgent: nobody's own submit on the device overtakes it.
+    """
+
+    __slots__ = (
+        "buffers",
+        "command_buffers",
+        "copies",
+        "failures",
+        "fence",
+        "is_urgent",
+        "jobs",
+        "lane",
+        "lost",
+        "made",
+    )
+
+    def __init__(
+        self,
+        buffers: Sequence[Source],
+        copies: Sequence[Copy],
+        command_buffers: Sequence[Any],
+        fence: Any,
+        *,
+        lane: int,
+        jobs: Sequence[int],
+        is_urgent: bool = False,
+        made: Callable[[list[tuple[Copy, InvalidCopy]]], object],
+        lost: Callable[[StagingError], object],
+    ) -> None:
+        self.buffers = buffers
+        self.copies = copies
+        self.command_buffers = command_buffers
+        self.fence = fence
+        """A serial, that has a value."""
+        self.lane = lane
+        self.jobs = jobs
+        self.is_urgent = is_urgent
+        self.made = made
+        """It was submitted; with the copies that were left out, and why."""
+        self.lost = lost
+        """It was not."""
+        self.failures: list[tuple[Copy, InvalidCopy]] = []
+
+    def sift(self, native: Native) -> list[Copy]:
+        """The copies whose destination is fit for a submit now; the others are noted as failures."""
+        reasons: dict[int, str | None] = {}
+        good = []
+        self.failures.clear()
+        for copy in self.copies:
+            key = id(copy.destination)
+            if key not in reasons:
+                reasons[key] = native.unusable(copy)
+            if (reason := reasons[key]) is None:
+                good.append(copy)
+            else:
+                self.fail(copy, reason)
+        return good
+
+    def fail(self, copy: Copy, reason: str) -> None:
+        """It is left out."""
+        self.failures.append((copy, InvalidCopy(f"{copy!r}: {reason}")))
+
+
+def pack(native: Native, copies: Sequence[Copy]) -> bytes:
+    """The records of some copies."""
+    used: set[tuple[int, int]] = set()
+    return b"".join([_pack(native, copy, used) for copy in copies])
+
+
+def _pack(native: Native, copy: Copy, used: set[tuple[int, int]]) -> bytes:
+    handle = native.handle
+    source, target = handle(copy.source.handle), handle(copy.destination)
+    if type(copy) is BufferCopy:
+        at = (source, copy.offset, target, copy.destination_offset, copy.size)
+        return _COPY.pack(_TO_BUFFER, 0, 0, 0, 0, copy.job, *at, 0, 0, 0, 0, 0, 0, 0, 0)
+    assert isinstance(copy, TextureCopy)
+    block, is_first = copy.block, native.is_first_use(copy, used)
+    at = (source, copy.offset, target, block.nbytes, block.width | block.height << 32)
+    region = (*copy.origin, *copy.size, copy.bytes_per_row, copy.rows_per_image)
+    return _COPY.pack(_TO_TEXTURE, _ASPECTS[copy.aspect], is_first, 0, copy.mip_level, copy.job, *at, *region)

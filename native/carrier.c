@@ -1,0 +1,174 @@
+// A carrier's life: opened, given threads and buffers, stopped, and freed when nobody points at it any more.
+#include "carrier.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "state.h"
+
+void *grab(size_t size) {
+    void *memory = calloc(1, size ? size : 1);
+    if (memory) return memory;
+    fputs("aiostage: out of memory\n", stderr);
+    abort();
+}
+
+static void destroy(carrier *c) {
+    while (c->departures) {
+        departure *d = c->departures;
+        c->departures = d->next;
+        free_departure(c, d);
+    }
+    for (size_t i = c->end_taken; i < c->end_count; i++) free(c->ends[i].text);
+    for (uint32_t i = 0; i < c->buffer_count; i++) free(c->buffers[i]);
+    for (unsigned i = 0; i < c->group_count; i++) free(c->groups[i]);
+    for (uint32_t i = 0; i < c->job_room; i++) free(c->jobs[i]);
+    free(c->jobs);
+    free(c->ends);
+    close_bell(c);
+    condition_end(&c->work);
+    condition_end(&c->news);
+    condition_end(&c->ends_wait);
+    condition_end(&c->ended);
+    mutex_end(&c->lock);
+    free(c);
+}
+
+void let_go(carrier *c) {
+    if (atomic_fetch_sub(&c->references, 1) == 1) destroy(c);
+}
+
+carrier *carrier_open(const gpu_functions *gpu, gpu_handle device, gpu_handle queue, gpu_handle probe, bool message_in_done) {
+    carrier *c = grab(sizeof *c);
+    c->gpu = *gpu;
+    c->device = device;
+    c->queue = queue;
+    c->probe = probe;
+    c->message_in_done = message_in_done;
+    atomic_store(&c->references, 1);
+    mutex_make(&c->lock);
+    condition_make(&c->work);
+    condition_make(&c->news);
+    condition_make(&c->ends_wait);
+    condition_make(&c->ended);
+    open_bell(c);
+    fate_add(c);
+    return c;
+}
+
+static bool start(carrier *c, thread *t, thread_main run) {
+    atomic_fetch_add(&c->references, 1);
+    c->threads++;
+    if (thread_start(t, run, c)) {
+        thread_forget(*t);
+        return true;
+    }
+    c->threads--;
+    atomic_fetch_sub(&c->references, 1);
+    return false;
+}
+
+bool carrier_start_gpu(carrier *c) {
+    mutex_lock(&c->lock);
+    bool started = c->has_gpu_thread || (c->has_gpu_thread = start(c, &c->gpu_thread, gpu_main));
+    mutex_unlock(&c->lock);
+    return started;
+}
+
+bool carrier_add_copiers(carrier *c, unsigned count) {
+    mutex_lock(&c->lock);
+    while (c->copiers < count && c->copiers < MOST_COPIERS && start(c, &c->copier[c->copiers], copier_main)) c->copiers++;
+    bool any = c->copiers > 0;
+    mutex_unlock(&c->lock);
+    return any;
+}
+
+void carrier_stop(carrier *c) {
+    mutex_lock(&c->lock);
+    c->stopping = true;
+    condition_wake_all(&c->work);
+    condition_wake_all(&c->ends_wait);
+    wake_gpu(c);
+    mutex_unlock(&c->lock);
+    fate_wake();
+}
+
+unsigned carrier_threads(carrier *c) {
+    mutex_lock(&c->lock);
+    unsigned threads = c->threads;
+    mutex_unlock(&c->lock);
+    return threads;
+}
+
+bool carrier_join(carrier *c, double seconds) {
+    double until = now() + seconds;
+    mutex_lock(&c->lock);
+    while (c->threads && now() < until) condition_wait_for(&c->ended, &c->lock, until - now());
+    bool joined = c->threads == 0;
+    mutex_unlock(&c->lock);
+    return joined;
+}
+
+void carrier_drop(carrier *c) {
+    carrier_stop(c);
+    fate_remove(c);
+    let_go(c);
+}
+
+uint32_t carrier_add_buffer(carrier *c, gpu_handle handle, uint64_t size, uint32_t map_mode) {
+    staging *b = grab(sizeof *b);
+    *b = (staging){.carrier = c, .handle = handle, .size = size, .map_mode = map_mode, .state = NEW};
+    if (size <= FIRST_MAP) b->zeroed = size;
+    mutex_lock(&c->lock);
+    uint32_t index = 0;
+    while (index < c->buffer_count && c->buffers[index]) index++;
+    if (index == MOST_BUFFERS) {
+        free(b);
+        index = UINT32_MAX;
+    } else {
+        b->index = index;
+        c->buffers[index] = b;
+        if (index == c->buffer_count) c->buffer_count++;
+        c->wants_poll = true;
+        wake_gpu(c);
+    }
+    mutex_unlock(&c->lock);
+    return index;
+}
+
+void carrier_forget_buffer(carrier *c, uint32_t index) {
+    mutex_lock(&c->lock);
+    if (index < c->buffer_count && c->buffers[index]) c->buffers[index]->forgotten = true;
+    c->wants_poll = true;
+    wake_gpu(c);
+    mutex_unlock(&c->lock);
+}
+
+void carrier_listen(carrier *c) {
+    mutex_lock(&c->lock);
+    c->listens = true;
+    if (c->end_count != c->end_taken) ring_bell(c);
+    mutex_unlock(&c->lock);
+}
+
+void carrier_poll_soon(carrier *c) {
+    mutex_lock(&c->lock);
+    c->wants_poll = c->poll_asked = true;
+    wake_gpu(c);
+    mutex_unlock(&c->lock);
+}
+
+bool carrier_step(carrier *c, int which, uint64_t index) {
+    if (which == STEP_COPY) return copy_one(c, index);
+    return which == STEP_DEPART ? depart_ready(c) : poll_once(c);
+}
+
+carrier_counts carrier_count(carrier *c) {
+    mutex_lock(&c->lock);
+    uint64_t queued = 0;
+    for (departure *d = c->departures; d; d = d->next) queued += d->state == QUEUED;
+    carrier_counts counts = {c->submits, c->polls, c->merged, c->outstanding, queued, c->unfinished_jobs, c->lost, c->idle};
+    mutex_unlock(&c->lock);
+    return counts;
+}

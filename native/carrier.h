@@ -1,0 +1,114 @@
+// The carrier: all that happens off the event loop, on threads that know nothing of Python.
+//
+// Copy threads fill staging buffers. One GPU thread submits what has departed as soon as the jobs that it waits for are
+// done, has the buffers mapped again, and polls. What has happened is collected as *ends*, behind one bell.
+//
+// Rules: no thread takes the interpreter's lock. Callbacks of wgpu store an answer and call nothing. What is native here
+// is kept by references of wgpu's own (`keep_…`), and what a job reads belongs to its caller until its end was taken.
+#pragma once
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "block.h"
+#include "gpu.h"
+
+typedef struct carrier carrier;
+
+enum { COPY_TO_BUFFER, COPY_TO_TEXTURE };
+
+// Packed by carrier/native.py: keep the two alike.
+typedef struct {
+    uint8_t kind, aspect;
+    uint8_t first_use;  // of a 3D texture's level, as far as is known: see `use_first`
+    uint8_t left_out;   // set by the carrier
+    uint32_t mip_level;
+    uint64_t job;  // that fills it: if that fails, the copy is left out. 0: none
+    uint64_t source, offset;
+    uint64_t to;
+    uint64_t to_offset, size;  // of a buffer; of a texture: the bytes of a texel block, its width and height << 32
+    uint32_t origin[3], extent[3];
+    uint32_t bytes_per_row, rows_per_image;
+} carrier_copy;
+
+typedef struct {
+    uint64_t serial;  // one more than the departure's before
+    uint32_t lane;    // those of one lane go in order; 0: of none
+    bool is_mark;     // submits nothing: it is behind all that went before
+    bool is_urgent;   // nobody's own submit overtakes it: see `carrier_settle`
+    uint32_t buffer_count, copy_count, command_count, job_count;
+    const uint32_t *buffers;
+    const carrier_copy *copies;
+    const gpu_handle *commands;
+    const uint64_t *jobs;  // to wait for
+} carrier_departure;
+
+enum {
+    END_JOB,       // id: the job; status: 0, an errno, or one of those below
+    END_LEFT_OUT,  // id: the serial, value: which copy, text: why; comes before its END_MADE
+    END_MADE,      // id: the serial
+    END_BACK,      // id: the buffer, value: its address, or 0 if it will never be mapped
+    END_REACHED,   // id: the GPU has finished all up to this serial
+    END_LOST,      // id: the serial that was not submitted, or 0 for the device; text: why
+    END_POLLED,    // what `carrier_poll_soon` asked for was done, and what it found has been told
+};
+enum { JOB_DONE = 0, JOB_CANCELLED = -1, JOB_SHORT = -2 };
+
+typedef struct {
+    uint32_t kind;
+    int32_t status;
+    uint64_t id, value;
+    double at;   // by `now`
+    char *text;  // to be freed by who takes it
+} carrier_end;
+
+// Without threads, each step is made by `carrier_step`. NULL: no memory.
+carrier *carrier_open(const gpu_functions *, gpu_handle device, gpu_handle queue, gpu_handle probe, bool message_in_done);
+bool carrier_start_gpu(carrier *);
+bool carrier_add_copiers(carrier *, unsigned count);  // false: the system has no more threads, and there is none
+void carrier_stop(carrier *);                         // begin nothing more
+unsigned carrier_threads(carrier *);                  // how many still run
+bool carrier_join(carrier *, double seconds);         // whether none does within that time
+void carrier_drop(carrier *);                         // its owner is gone; it is freed with the last thread and callback
+
+int carrier_bell(carrier *);          // a descriptor that is readable while ends wait, or -1
+bool carrier_wait(carrier *, double seconds);  // the same, blocking
+size_t carrier_take_ends(carrier *, carrier_end *, size_t most);
+
+uint32_t carrier_add_buffer(carrier *, gpu_handle buffer, uint64_t size, uint32_t map_mode);  // it will be END_BACK
+void carrier_forget_buffer(carrier *, uint32_t);
+
+// → a job, whose end comes in any case; with `rings` the bell is rung for it. 0: no memory
+uint64_t carrier_copy_block(carrier *, const block *, void *owner, bool rings);
+uint64_t carrier_read_file(carrier *, uint8_t *to, int file, uint64_t position, uint64_t bytes, void *owner, bool rings);
+bool carrier_cancel(carrier *, uint64_t job);  // false: it has begun, and will end
+void *carrier_owner(carrier *, uint64_t job);  // takes it; of a job whose end was taken
+void carrier_each_owner(carrier *, void (*)(void *owner));  // takes all; no copier may run
+
+// → the epoch that must not have changed between a check of what departs and the departure. false: it has
+uint64_t carrier_epoch(void);
+bool carrier_depart(carrier *, const carrier_departure *, uint64_t epoch);
+void carrier_poll_soon(carrier *);
+void carrier_listen(carrier *);  // ring for every job from now on
+
+// What becomes of resources. `gone` is called by whoever destroys one, before it does: true, if it may do so now; if not,
+// a submit is being made that uses what it checked before, and `destroy` is called after that.
+bool carrier_gone(gpu_handle, const char *why, void (*keep)(gpu_handle), void (*destroy)(gpu_handle),
+                  void (*release)(gpu_handle));
+void carrier_device_gone(gpu_handle device, const char *why);
+void carrier_wait_for_use(gpu_handle buffer, const char *why);  // about to be mapped: waits while a submit copies to it
+void carrier_settle(gpu_handle queue);  // waits for what is urgent on it
+void carrier_visit(gpu_handle queue);    // a submit of somebody else's, or with NULL a look: nothing is destroyed meanwhile
+void carrier_unvisit(gpu_handle queue);
+bool carrier_is_visited(gpu_handle queue);  // whether somebody submits to it now
+// An error that wgpu reports in this thread. false: it is none of the carrier's
+bool carrier_note_error(const char *text);
+
+typedef struct {
+    uint64_t submits, polls, merged, outstanding, queued, unfinished_jobs;
+    bool is_lost, is_idle;
+} carrier_counts;
+carrier_counts carrier_count(carrier *);
+
+enum { STEP_COPY, STEP_DEPART, STEP_POLL };
+bool carrier_step(carrier *, int which, uint64_t index);  // false: nothing to do

@@ -1,0 +1,279 @@
+// What was destroyed, mapped or lost while work for it was on its way. See `carrier_gone`.
+//
+// What somebody destroys is left out of all departures that nobody has taken yet. While a submit is being made, a *visit*,
+// its destruction is put off until the visit is over; so nobody waits for a submit, which on a software adapter takes as
+// long as the GPU's work. `epoch` counts such events, so that a check which one has overtaken is made again.
+#include <stdlib.h>
+#include <string.h>
+
+#include "state.h"
+
+typedef struct visit visit;
+struct visit {
+    visit *next;
+    gpu_handle queue;  // NULL: a look at memory
+};
+
+typedef struct postponed postponed;
+struct postponed {
+    postponed *next;
+    gpu_handle resource;
+    void (*destroy)(gpu_handle), (*release)(gpu_handle);
+};
+
+#ifdef _WIN32
+static mutex fate = SRWLOCK_INIT;
+static condition no_visit = CONDITION_VARIABLE_INIT;
+#else
+static mutex fate = PTHREAD_MUTEX_INITIALIZER;
+static condition no_visit = PTHREAD_COND_INITIALIZER;
+#endif
+// Under `fate`, which comes before any carrier's lock:
+static carrier *carriers;
+static visit *visits;
+static postponed *first_postponed, **last_postponed = &first_postponed;
+static _Atomic uint64_t epoch;
+
+void fate_lock(void) { mutex_lock(&fate); }
+void fate_unlock(void) { mutex_unlock(&fate); }
+
+void fate_add(carrier *c) {
+    mutex_lock(&fate);
+    c->next = carriers;
+    carriers = c;
+    mutex_unlock(&fate);
+}
+
+void fate_remove(carrier *c) {
+    mutex_lock(&fate);
+    for (carrier **at = &carriers; *at; at = &(*at)->next) {
+        if (*at != c) continue;
+        *at = c->next;
+        break;
+    }
+    mutex_unlock(&fate);
+}
+
+uint64_t carrier_epoch(void) { return atomic_load(&epoch); }
+
+void fate_visit(gpu_handle queue) {
+    visit *v = grab(sizeof *v);
+    *v = (visit){visits, queue};
+    visits = v;
+}
+
+void fate_wake(void) {
+    mutex_lock(&fate);
+    condition_wake_all(&no_visit);
+    mutex_unlock(&fate);
+}
+
+void carrier_visit(gpu_handle queue) {
+    mutex_lock(&fate);
+    fate_visit(queue);
+    mutex_unlock(&fate);
+}
+
+// What was put off is not done under `fate`.
+void fate_end_visit(gpu_handle queue) {
+    postponed *now_due = NULL;
+    visit **at = &visits, *over;
+    while ((*at)->queue != queue) at = &(*at)->next;
+    over = *at;
+    *at = over->next;
+    free(over);
+    if (!visits) {
+        now_due = first_postponed;
+        first_postponed = NULL;
+        last_postponed = &first_postponed;
+    }
+    condition_wake_all(&no_visit);
+    mutex_unlock(&fate);
+    while (now_due) {
+        postponed *next = now_due->next;
+        now_due->destroy(now_due->resource);
+        now_due->release(now_due->resource);
+        free(now_due);
+        now_due = next;
+    }
+}
+
+void carrier_unvisit(gpu_handle queue) {
+    mutex_lock(&fate);
+    fate_end_visit(queue);
+}
+
+bool carrier_is_visited(gpu_handle queue) {
+    mutex_lock(&fate);
+    bool visited = false;
+    for (visit *v = visits; v; v = v->next) visited |= v->queue == queue;
+    mutex_unlock(&fate);
+    return visited;
+}
+
+// -- what is left out --
+
+static uint64_t bit_of(uint64_t handle) { return 1ull << ((handle * 0x9E3779B97F4A7C15ull) >> 58); }
+
+void leave_out(departure *d, uint32_t copy, const char *why) {
+    if (d->copies[copy].left_out) return;
+    d->copies[copy].left_out = true;
+    if (!d->reasons) d->reasons = grab(d->copy_count * sizeof *d->reasons);
+    d->reasons[copy] = grab(strlen(why) + 1);
+    strcpy(d->reasons[copy], why);
+}
+
+static bool goes_to(const departure *d, gpu_handle resource, const char *why_not) {
+    bool found = false;
+    if (!(d->touches & bit_of((uint64_t)(uintptr_t)resource))) return false;
+    for (uint32_t i = 0; i < d->copy_count; i++) {
+        if (d->copies[i].to != (uint64_t)(uintptr_t)resource) continue;
+        found = true;
+        if (why_not) leave_out((departure *)d, i, why_not);
+    }
+    return found;
+}
+
+static void leave_out_everywhere(gpu_handle resource, const char *why) {
+    atomic_fetch_add(&epoch, 1);
+    for (carrier *c = carriers; c; c = c->next) {
+        mutex_lock(&c->lock);
+        for (departure *d = c->departures; d; d = d->next)
+            if (d->state == QUEUED) goes_to(d, resource, why);
+        mutex_unlock(&c->lock);
+    }
+}
+
+bool carrier_gone(gpu_handle resource, const char *why, void (*keep)(gpu_handle), void (*destroy)(gpu_handle),
+                  void (*release)(gpu_handle)) {
+    keep(resource);
+    mutex_lock(&fate);
+    leave_out_everywhere(resource, why);
+    bool may = !visits;
+    if (!may) {
+        postponed *p = grab(sizeof *p);
+        *p = (postponed){NULL, resource, destroy, release};
+        *last_postponed = p;
+        last_postponed = &p->next;
+    }
+    mutex_unlock(&fate);
+    if (may) release(resource);
+    return may;
+}
+
+void carrier_device_gone(gpu_handle device, const char *why) {
+    mutex_lock(&fate);
+    atomic_fetch_add(&epoch, 1);
+    for (carrier *c = carriers; c; c = c->next)
+        if (c->device == device) lose(c, why);
+    mutex_unlock(&fate);
+}
+
+static bool is_being_used(gpu_handle resource) {
+    for (carrier *c = carriers; c; c = c->next) {
+        bool found = false;
+        mutex_lock(&c->lock);
+        for (departure *d = c->departures; d && !found; d = d->next) found = d->state == TAKEN && goes_to(d, resource, NULL);
+        mutex_unlock(&c->lock);
+        if (found) return true;
+    }
+    return false;
+}
+
+void carrier_wait_for_use(gpu_handle buffer, const char *why) {
+    mutex_lock(&fate);
+    leave_out_everywhere(buffer, why);
+    while (is_being_used(buffer)) condition_wait(&no_visit, &fate);
+    mutex_unlock(&fate);
+}
+
+// Whoever submits, stops or loses wakes those who wait.
+static bool is_settled(gpu_handle queue) {
+    for (carrier *c = carriers; c; c = c->next) {
+        mutex_lock(&c->lock);
+        bool waits = c->queue == queue && c->urgent && c->has_gpu_thread && !c->stopping && !c->lost;
+        mutex_unlock(&c->lock);
+        if (waits) return false;
+    }
+    return true;
+}
+
+void carrier_settle(gpu_handle queue) {
+    mutex_lock(&fate);
+    while (!is_settled(queue)) condition_wait(&no_visit, &fate);
+    mutex_unlock(&fate);
+}
+
+// -- departing --
+
+static void *copy_of(const void *from, size_t bytes) { return bytes ? memcpy(grab(bytes), from, bytes) : NULL; }
+
+static departure *make_departure(carrier *c, const carrier_departure *given) {
+    departure *d = grab(sizeof *d);
+    d->serial = given->serial;
+    d->lane = given->lane;
+    d->is_mark = given->is_mark;
+    d->is_urgent = given->is_urgent;
+    d->buffer_count = given->buffer_count;
+    d->copy_count = given->copy_count;
+    d->command_count = given->command_count;
+    d->buffers = copy_of(given->buffers, given->buffer_count * sizeof *d->buffers);
+    d->copies = copy_of(given->copies, given->copy_count * sizeof *d->copies);
+    d->commands = copy_of(given->commands, given->command_count * sizeof *d->commands);
+    for (uint32_t i = 0; i < d->copy_count; i++) {
+        const carrier_copy *copy = &d->copies[i];
+        d->touches |= bit_of(copy->to);
+        d->bytes += copy->kind == COPY_TO_BUFFER ? copy->size
+                                                 : (uint64_t)copy->bytes_per_row * copy->rows_per_image * copy->extent[2];
+        (copy->kind == COPY_TO_BUFFER ? c->gpu.keep_buffer : c->gpu.keep_texture)((gpu_handle)(uintptr_t)copy->to);
+        c->gpu.keep_buffer((gpu_handle)(uintptr_t)copy->source);
+    }
+    for (uint32_t i = 0; i < d->command_count; i++) c->gpu.keep_commands(d->commands[i]);
+    return d;
+}
+
+static void wait_for_jobs(carrier *c, departure *d, const uint64_t *jobs, uint32_t count) {
+    for (uint32_t k = 0; k < count; k++) {
+        job *j = find_job(c, jobs[k]);
+        if (j && !j->ended) {
+            j->waits = d;
+            d->waiting++;
+        } else if (j && j->status != JOB_DONE) {
+            for (uint32_t i = 0; i < d->copy_count; i++)
+                if (d->copies[i].job == j->id) leave_out(d, i, "its data could not be read");
+        }
+    }
+}
+
+bool carrier_depart(carrier *c, const carrier_departure *given, uint64_t checked_at) {
+    departure *d = make_departure(c, given);
+    mutex_lock(&fate);
+    bool is_current = checked_at == atomic_load(&epoch);
+    if (is_current) {
+        mutex_lock(&c->lock);
+        wait_for_jobs(c, d, given->jobs, given->job_count);
+        c->urgent += d->is_urgent;
+        if (c->last_departure) c->last_departure->next = d;
+        else c->departures = d;
+        c->last_departure = d;
+        d->ready_at = now();
+        if (!d->waiting) wake_gpu(c);
+        mutex_unlock(&c->lock);
+    }
+    mutex_unlock(&fate);
+    if (!is_current) free_departure(c, d);
+    return is_current;
+}
+
+// -- errors --
+
+_Thread_local char *error_place;
+
+bool carrier_note_error(const char *text) {
+    if (!error_place) return false;
+    if (!*error_place) {  // the first tells most
+        strncpy(error_place, text, ERROR_SIZE - 1);
+        error_place[ERROR_SIZE - 1] = 0;
+    }
+    return true;
+}

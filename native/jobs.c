@@ -1,0 +1,215 @@
+// Copy threads, and what they do: fill staging memory from memory or from files.
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "state.h"
+
+#ifdef __linux__
+#include <sys/prctl.h>
+#endif
+
+#ifdef _WIN32
+intptr_t _get_osfhandle(int file);  // of <io.h>, which has another `tell`
+#else
+#include <unistd.h>
+#endif
+
+// -- making, finding and taking jobs --
+
+job *find_job(carrier *c, uint64_t id) {
+    uint32_t slot = (uint32_t)id - 1;
+    job *j = id && slot < c->job_room ? c->jobs[slot] : NULL;
+    return j && j->id == id ? j : NULL;
+}
+
+static uint32_t free_slot(carrier *c) {
+    if (c->job_count == c->job_room) {
+        uint32_t room = c->job_room ? 2 * c->job_room : 64;
+        job **more = grab(room * sizeof *more);
+        if (c->job_room) memcpy(more, c->jobs, c->job_room * sizeof *more);
+        free(c->jobs);
+        c->jobs = more;
+        c->job_room = room;
+    }
+    uint32_t slot = (uint32_t)(c->jobs_made % c->job_room);
+    while (c->jobs[slot]) slot = (slot + 1) % c->job_room;
+    return slot;
+}
+
+static uint64_t add_job(carrier *c, job *j) {
+    mutex_lock(&c->lock);
+    uint32_t slot = free_slot(c);
+    uint64_t id = j->id = (++c->jobs_made << 32) | (slot + 1);
+    c->jobs[slot] = j;
+    c->job_count++;
+    c->unfinished_jobs++;
+    if (c->last_job) c->last_job->next = j;
+    else c->first_job = j;
+    c->last_job = j;
+    for (uint64_t i = 0; i < j->shares && i < c->copiers; i++) condition_wake(&c->work);
+    mutex_unlock(&c->lock);
+    return id;
+}
+
+uint64_t carrier_copy_block(carrier *c, const block *b, void *owner, bool rings) {
+    job *j = grab(sizeof *j);
+    j->block = *b;
+    j->file = -1;
+    j->shares = block_shares(b, SHARE);
+    j->owner = owner;
+    j->rings = rings;
+    return add_job(c, j);
+}
+
+uint64_t carrier_read_file(carrier *c, uint8_t *to, int file, uint64_t position, uint64_t bytes, void *owner, bool rings) {
+    job *j = grab(sizeof *j);
+    j->block.to = to;
+    j->file = file;
+    j->position = position;
+    j->bytes = bytes;
+    j->shares = (bytes + SHARE - 1) / SHARE;
+    j->owner = owner;
+    j->rings = rings;
+    return add_job(c, j);
+}
+
+static void unqueue(carrier *c, job *j) {
+    job *before = NULL;
+    for (job *at = c->first_job; at; before = at, at = at->next) {
+        if (at != j) continue;
+        if (before) before->next = j->next;
+        else c->first_job = j->next;
+        if (c->last_job == j) c->last_job = before;
+        j->next = NULL;
+        return;
+    }
+}
+
+static void end_job(carrier *c, job *j) {
+    j->ended = true;
+    c->unfinished_jobs--;
+    departure *d = j->waits;
+    if (d) {
+        j->waits = NULL;
+        if (j->status != JOB_DONE)
+            for (uint32_t i = 0; i < d->copy_count; i++)
+                if (d->copies[i].job == j->id)
+                    leave_out(d, i, j->status == JOB_CANCELLED ? "it was cancelled" : "its data could not be read");
+        if (--d->waiting == 0) {
+            d->ready_at = now();
+            wake_gpu(c);
+        }
+    }
+    tell(c, END_JOB, j->status, j->id, 0, NULL, j->rings || c->listens || j->status != JOB_DONE);
+}
+
+bool carrier_cancel(carrier *c, uint64_t id) {
+    mutex_lock(&c->lock);
+    job *j = find_job(c, id);
+    bool cancelled = j && !j->ended && j->begun == 0;
+    if (cancelled) {
+        unqueue(c, j);
+        j->status = JOB_CANCELLED;
+        end_job(c, j);
+    }
+    mutex_unlock(&c->lock);
+    return cancelled;
+}
+
+void *carrier_owner(carrier *c, uint64_t id) {
+    mutex_lock(&c->lock);
+    job *j = find_job(c, id);
+    void *owner = j ? j->owner : NULL;
+    if (j && j->ended) {
+        c->jobs[(uint32_t)id - 1] = NULL;
+        c->job_count--;
+        free(j);
+    }
+    mutex_unlock(&c->lock);
+    return owner;
+}
+
+void carrier_each_owner(carrier *c, void (*take)(void *)) {
+    for (uint32_t i = 0; i < c->job_room; i++) {
+        if (c->jobs[i] && c->jobs[i]->owner) take(c->jobs[i]->owner);
+        free(c->jobs[i]);
+        c->jobs[i] = NULL;
+    }
+    c->first_job = c->last_job = NULL;
+    c->job_count = 0;
+}
+
+// -- doing them --
+
+static int read_at(int file, uint8_t *to, uint64_t position, uint64_t bytes) {
+    while (bytes) {
+#ifdef _WIN32
+        OVERLAPPED at = {.Offset = (DWORD)position, .OffsetHigh = (DWORD)(position >> 32)};
+        DWORD got = 0;
+        if (!ReadFile((HANDLE)_get_osfhandle(file), to, (DWORD)bytes, &got, &at))
+            return GetLastError() == ERROR_HANDLE_EOF ? JOB_SHORT : EIO;
+#else
+        ssize_t got = pread(file, to, bytes, (off_t)position);
+        if (got < 0 && errno == EINTR) continue;
+        if (got < 0) return errno;
+#endif
+        if (got == 0) return JOB_SHORT;
+        to += got;
+        position += (uint64_t)got;
+        bytes -= (uint64_t)got;
+    }
+    return JOB_DONE;
+}
+
+static int do_share(const job *j, uint64_t index) {
+    if (j->file < 0) {
+        block_copy_share(&j->block, SHARE, index);
+        return JOB_DONE;
+    }
+    uint64_t start = index * SHARE, bytes = j->bytes - start < SHARE ? j->bytes - start : SHARE;
+    return read_at(j->file, j->block.to + start, j->position + start, bytes);
+}
+
+// With the lock, which is given away meanwhile.
+static void run_share(carrier *c, job *j) {
+    uint64_t index = j->begun++;
+    if (j->begun >= j->shares) unqueue(c, j);
+    mutex_unlock(&c->lock);
+    int status = index < j->shares ? do_share(j, index) : JOB_DONE;  // an empty job has no share, and ends all the same
+    mutex_lock(&c->lock);
+    if (status != JOB_DONE && j->status == JOB_DONE) j->status = status;
+    if (++j->finished >= j->shares) end_job(c, j);
+}
+
+THREAD_RESULT copier_main(void *with) {
+    carrier *c = with;
+#ifdef __linux__
+    prctl(PR_SET_NAME, "aiostage copy", 0, 0, 0);
+#endif
+    mutex_lock(&c->lock);
+    while (!c->stopping) {
+        if (c->first_job) run_share(c, c->first_job);
+        else condition_wait(&c->work, &c->lock);
+    }
+    c->threads--;
+    ring_bell(c);
+    condition_wake_all(&c->ended);
+    mutex_unlock(&c->lock);
+    let_go(c);
+    return 0;
+}
+
+bool copy_one(carrier *c, uint64_t index) {
+    mutex_lock(&c->lock);
+    job *j = c->first_job;
+    while (j && index--) j = j->next;
+    bool found = j != NULL;
+    while (j && !j->ended) {
+        uint64_t id = j->id;
+        run_share(c, j);
+        j = find_job(c, id);
+    }
+    mutex_unlock(&c->lock);
+    return found;
+}

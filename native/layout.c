@@ -1,0 +1,81 @@
+// Our idea of wgpu-native, as data. `aiostage.gpu` compares it with the header that wgpu-py ships when a device is first
+// used: that, and no version number, decides whether a wgpu can be worked with.
+#include "gpu.h"
+
+#define FUNCTION(field, name, type) {"wgpu" name, offsetof(gpu_functions, field), type}
+
+const gpu_function_name gpu_function_names[] = {
+    FUNCTION(create_encoder, "DeviceCreateCommandEncoder", "struct WGPUCommandEncoderImpl *(struct WGPUDeviceImpl *, WGPUCommandEncoderDescriptor *)"),
+    FUNCTION(copy_to_buffer, "CommandEncoderCopyBufferToBuffer",
+             "void(struct WGPUCommandEncoderImpl *, struct WGPUBufferImpl *, uint64_t, struct WGPUBufferImpl *, uint64_t, uint64_t)"),
+    FUNCTION(copy_to_texture, "CommandEncoderCopyBufferToTexture",
+             "void(struct WGPUCommandEncoderImpl *, WGPUTexelCopyBufferInfo *, WGPUTexelCopyTextureInfo *, WGPUExtent3D *)"),
+    FUNCTION(finish, "CommandEncoderFinish", "struct WGPUCommandBufferImpl *(struct WGPUCommandEncoderImpl *, WGPUCommandBufferDescriptor *)"),
+    FUNCTION(release_encoder, "CommandEncoderRelease", "void(struct WGPUCommandEncoderImpl *)"),
+    FUNCTION(keep_commands, "CommandBufferAddRef", "void(struct WGPUCommandBufferImpl *)"),
+    FUNCTION(release_commands, "CommandBufferRelease", "void(struct WGPUCommandBufferImpl *)"),
+    FUNCTION(keep_buffer, "BufferAddRef", "void(struct WGPUBufferImpl *)"),
+    FUNCTION(release_buffer, "BufferRelease", "void(struct WGPUBufferImpl *)"),
+    FUNCTION(keep_texture, "TextureAddRef", "void(struct WGPUTextureImpl *)"),
+    FUNCTION(release_texture, "TextureRelease", "void(struct WGPUTextureImpl *)"),
+    FUNCTION(submit, "QueueSubmit", "void(struct WGPUQueueImpl *, size_t, struct WGPUCommandBufferImpl * *)"),
+    FUNCTION(unmap, "BufferUnmap", "void(struct WGPUBufferImpl *)"),
+    FUNCTION(map, "BufferMapAsync", "WGPUFuture(struct WGPUBufferImpl *, uint64_t, size_t, size_t, WGPUBufferMapCallbackInfo)"),
+    FUNCTION(address, "BufferGetMappedRange", "void *(struct WGPUBufferImpl *, size_t, size_t)"),
+    FUNCTION(const_address, "BufferGetConstMappedRange", "void *(struct WGPUBufferImpl *, size_t, size_t)"),
+    FUNCTION(poll, "DevicePoll", "uint32_t(struct WGPUDeviceImpl *, uint32_t, uint64_t *)"),
+    FUNCTION(on_work_done, "QueueOnSubmittedWorkDone", "WGPUFuture(struct WGPUQueueImpl *, WGPUQueueWorkDoneCallbackInfo)"),
+    FUNCTION(write_buffer, "QueueWriteBuffer", "void(struct WGPUQueueImpl *, struct WGPUBufferImpl *, uint64_t, void *, size_t)"),
+    FUNCTION(write_texture, "QueueWriteTexture",
+             "void(struct WGPUQueueImpl *, WGPUTexelCopyTextureInfo *, void *, size_t, WGPUTexelCopyBufferLayout *, WGPUExtent3D *)"),
+    {0},
+};
+
+#define STRUCT(type, name) {"WGPU" name, sizeof(type), 0}
+#define FIELD(type, field, name) {"WGPU" name, offsetof(type, field), sizeof(((type *)0)->field)}
+#define VALUE(value, name) {"WGPU" name, value, 0}
+
+const gpu_layout gpu_layouts[] = {
+    STRUCT(gpu_string, "StringView"),
+    FIELD(gpu_string, data, "StringView.data"),
+    FIELD(gpu_string, length, "StringView.length"),
+    STRUCT(gpu_map_info, "BufferMapCallbackInfo"),
+    FIELD(gpu_map_info, next, "BufferMapCallbackInfo.nextInChain"),
+    FIELD(gpu_map_info, mode, "BufferMapCallbackInfo.mode"),
+    FIELD(gpu_map_info, callback, "BufferMapCallbackInfo.callback"),
+    FIELD(gpu_map_info, userdata1, "BufferMapCallbackInfo.userdata1"),
+    STRUCT(gpu_work_done_info, "QueueWorkDoneCallbackInfo"),
+    FIELD(gpu_work_done_info, next, "QueueWorkDoneCallbackInfo.nextInChain"),
+    FIELD(gpu_work_done_info, mode, "QueueWorkDoneCallbackInfo.mode"),
+    FIELD(gpu_work_done_info, callback, "QueueWorkDoneCallbackInfo.callback"),
+    FIELD(gpu_work_done_info, userdata1, "QueueWorkDoneCallbackInfo.userdata1"),
+    STRUCT(gpu_texel_layout, "TexelCopyBufferLayout"),
+    FIELD(gpu_texel_layout, offset, "TexelCopyBufferLayout.offset"),
+    FIELD(gpu_texel_layout, bytes_per_row, "TexelCopyBufferLayout.bytesPerRow"),
+    FIELD(gpu_texel_layout, rows_per_image, "TexelCopyBufferLayout.rowsPerImage"),
+    STRUCT(gpu_texel_source, "TexelCopyBufferInfo"),
+    FIELD(gpu_texel_source, layout, "TexelCopyBufferInfo.layout"),
+    FIELD(gpu_texel_source, buffer, "TexelCopyBufferInfo.buffer"),
+    STRUCT(gpu_texel_target, "TexelCopyTextureInfo"),
+    FIELD(gpu_texel_target, texture, "TexelCopyTextureInfo.texture"),
+    FIELD(gpu_texel_target, mip_level, "TexelCopyTextureInfo.mipLevel"),
+    FIELD(gpu_texel_target, origin, "TexelCopyTextureInfo.origin"),
+    FIELD(gpu_texel_target, aspect, "TexelCopyTextureInfo.aspect"),
+    STRUCT(gpu_origin, "Origin3D"),
+    FIELD(gpu_origin, x, "Origin3D.x"),
+    FIELD(gpu_origin, y, "Origin3D.y"),
+    FIELD(gpu_origin, z, "Origin3D.z"),
+    STRUCT(gpu_extent, "Extent3D"),
+    FIELD(gpu_extent, width, "Extent3D.width"),
+    FIELD(gpu_extent, height, "Extent3D.height"),
+    FIELD(gpu_extent, depth, "Extent3D.depthOrArrayLayers"),
+    VALUE(GPU_SUCCESS, "MapAsyncStatus_Success"),
+    VALUE(GPU_SUCCESS, "QueueWorkDoneStatus_Success"),
+    VALUE(GPU_CALLBACK_ON_POLL, "CallbackMode_AllowProcessEvents"),
+    VALUE(GPU_ASPECT_ALL, "TextureAspect_All"),
+    VALUE(GPU_ASPECT_STENCIL, "TextureAspect_StencilOnly"),
+    VALUE(GPU_ASPECT_DEPTH, "TextureAspect_DepthOnly"),
+    VALUE(GPU_MAP_READ, "MapMode_Read"),
+    VALUE(GPU_MAP_WRITE, "MapMode_Write"),
+    {0},
+};

@@ -1,0 +1,139 @@
+// What the parts of the carrier share: jobs.c fills staging buffers, gpu.c submits and polls, fate.c knows what is gone,
+// ends.c tells. Each field says under which lock it is used.
+#pragma once
+#include <stdatomic.h>
+
+#include "carrier.h"
+#include "threads.h"
+
+typedef struct departure departure;
+typedef struct job job;
+
+enum { SHARE = 1 << 20 };      // bytes of a job that a copy thread takes at a time: several copy one upload
+enum { FIRST_MAP = 1 << 20 };  // bytes that the first mapping fills with zeros at a time: nobody can submit meanwhile
+
+struct job {
+    job *next;  // in the queue
+    uint64_t id;
+    block block;
+    int file;  // or -1
+    uint64_t position, bytes;
+    uint64_t shares, begun, finished;
+    int32_t status;
+    bool ended, rings;
+    departure *waits;  // for it to end
+    void *owner;
+};
+
+enum { QUEUED, TAKEN, SUBMITTED, DONE };
+
+typedef struct {  // one queue submit, or a mark
+    carrier *carrier;
+    _Atomic int answer;  // 0: none yet; 1: done; 2: it never will be
+    double since;
+    bool is_mark;
+} group;
+
+struct departure {
+    departure *next;
+    uint64_t serial;
+    uint32_t lane, waiting;  // jobs that are not done
+    int state;
+    bool is_mark, is_urgent;
+    double ready_at;   // when the last of them was
+    uint64_t touches;  // a bit for each destination, shared by some
+    uint64_t bytes;
+    uint32_t buffer_count, copy_count, command_count;
+    uint32_t *buffers;
+    carrier_copy *copies;
+    gpu_handle *commands;
+    char **reasons;  // of copies that are left out, or NULL
+    group *group;
+};
+
+enum { NEW, READY, ELSEWHERE };
+
+typedef struct {  // a staging buffer; the GPU thread's own, but for `answer`
+    carrier *carrier;
+    gpu_handle handle;
+    uint64_t size, zeroed;
+    uint32_t map_mode, index;
+    int state;
+    bool asked, forgotten;
+    uint8_t *address;
+    _Atomic int answer;  // as a group's
+} staging;
+
+enum { MOST_BUFFERS = 4096, MOST_COPIERS = 64, ERROR_SIZE = 512 };
+
+struct carrier {
+    gpu_functions gpu;
+    gpu_handle device, queue, probe;
+    bool message_in_done, has_gpu_thread;
+    carrier *next;  // under `fate`
+    _Atomic int references;  // its owner, threads, and callbacks that wgpu may still make
+
+    mutex lock;  // for all that follows
+    condition work, news, ends_wait, ended;
+    bool stopping, lost, told;
+    bool has_news;  // for the GPU thread: look again before you wait
+    bool wants_poll, poll_asked, listens, idle;
+    unsigned copiers, threads;
+    thread copier[MOST_COPIERS], gpu_thread;
+
+    job *first_job, *last_job;  // with shares that nobody has begun
+    job **jobs;                 // by the lower half of their id
+    uint32_t job_room, job_count;
+    uint64_t jobs_made, unfinished_jobs;
+
+    departure *departures, *last_departure;  // by serial, until they are done
+    uint64_t reached;
+    unsigned urgent;  // departures that are, and were not submitted
+
+    carrier_end *ends;
+    size_t end_count, end_taken, end_room;
+    int bell[2];
+
+    // The GPU thread's own:
+    staging *buffers[MOST_BUFFERS];  // added under the lock
+    uint32_t buffer_count;
+    group *groups[1024];
+    unsigned group_count, in_flight;
+    bool holds;
+    double latency, checked;
+    _Atomic uint64_t outstanding, submits, polls, merged;  // which others may ask
+};
+
+// jobs.c
+THREAD_RESULT copier_main(void *);
+bool copy_one(carrier *, uint64_t index);
+job *find_job(carrier *, uint64_t id);  // with the lock
+
+// gpu.c
+THREAD_RESULT gpu_main(void *);
+bool depart_ready(carrier *);
+bool poll_once(carrier *);
+void lose(carrier *, const char *why);  // without the lock
+void wake_gpu(carrier *);               // with it
+
+// fate.c
+void fate_add(carrier *);
+void fate_remove(carrier *);
+void fate_lock(void);
+void fate_unlock(void);
+void fate_wake(void);       // those who wait for a visit to end, without it
+void fate_visit(gpu_handle queue);      // with it
+void fate_end_visit(gpu_handle queue);  // with it; gives it back
+void leave_out(departure *, uint32_t copy, const char *why);
+extern _Thread_local char *error_place;  // ERROR_SIZE bytes for what wgpu reports in this thread, or NULL
+
+void free_departure(carrier *, departure *);
+
+// ends.c
+void tell(carrier *, uint32_t kind, int32_t status, uint64_t id, uint64_t value, const char *text, bool rings);  // with
+void ring_bell(carrier *);  // with
+void open_bell(carrier *);
+void close_bell(carrier *);
+
+void *grab(size_t size);  // zeroed memory; ends the process when there is none, as does everybody else then
+void let_go(carrier *);   // of a reference
