@@ -96,7 +96,7 @@ async def wait_out(is_over: Callable[[], bool], wait: Callable[[], Awaitable[obj
     `LoopPort.check_task` must have passed: what a foreign driver steps would be thrown back in here for ever.
     """
     thrown: BaseException | None = None
-    while not is_over():
+    while not is_over() and _on_a_loop():  # a coroutine that is closed after its loop cannot wait, in no `finally`
         try:
             if thrown is None:
                 await wait()
@@ -105,10 +105,6 @@ async def wait_out(is_over: Callable[[], bool], wait: Callable[[], Awaitable[obj
                     await wait()
         except GeneratorExit:  # there is no loop any more to wait on
             raise
-        except RuntimeError as error:
-            if not _on_a_loop():  # a coroutine that is closed after its loop cannot wait, in no `finally`
-                break
-            thrown = error
         except BaseException as error:
             thrown = error
     try:

@@ -75,12 +75,13 @@ static void Carrier_dealloc(PyObject *object) {
     if (self->c && self->process == (long)getpid()) {
         carrier *c = self->c;
         carrier_stop(c);
-        bool quiet;
         PyThreadState *state = PyEval_SaveThread();
-        quiet = carrier_join(c, 1.0);
+        bool quiet = carrier_join(c, 1.0);
         PyEval_RestoreThread(state);
         if (quiet) carrier_each_owner(c, release_owner);  // else a thread may still read what they are
+        state = PyEval_SaveThread();  // what is released may wait for somebody who reports an error
         carrier_drop(c);
+        PyEval_RestoreThread(state);
     }
     freefunc release = (freefunc)PyType_GetSlot(type, Py_tp_free);
     release(object);

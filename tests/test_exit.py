@@ -96,6 +96,7 @@ async def test_a_forked_child_waits_for_no_thread_or_lock_of_its_parent() -> Non
                 warnings.simplefilter("ignore")  # newer Pythons warn of threads
                 child = os.fork()
             if child == 0:
+                signal.signal(signal.SIGALRM, signal.SIG_DFL)  # what waits in C runs no handler of Python's
                 signal.alarm(3)
                 for thread in carrier._outlive_threads():  # as at its exit,
                     exits.join(thread, exits.patience())

@@ -196,6 +196,8 @@ class Carrier:
 
     def _outlive_threads(self) -> Iterable[Threads]:
         """The interpreter ends, and the threads before it: from now on the loop does all, if it ever runs again."""
+        if self._port.loop is None:  # in a forked child, where a thread that stayed behind may have the lock
+            return ()
         self._native.stop()
         self._port.post(self._go_on)
         return (Threads(self._native),)
@@ -207,7 +209,9 @@ class Carrier:
 
     def _step(self) -> None:
         self._steps_here = False
-        if self._native.counts()["threads"]:  # one is inside wgpu, which would have two at a time
+        if self._native.counts()["threads"]:  # one is inside wgpu, or ends a copy: not two at a time
+            time.sleep(0.0001)
+            self._go_on()
             return
         while self._native.step(native.COPY) or self._native.step(native.DEPART):
             pass
@@ -297,6 +301,8 @@ _ending: dict[native.Carrier, tuple[Callable[[], object], Native]] = {}
 
 def _end(carrier: native.Carrier, port: LoopPort, stop: Callable[[], object], device: Native) -> None:
     """Of a carrier that is closed, or was dropped in whichever thread. Its last thread rings."""
+    if port.loop is None:  # in a forked child: its threads stayed behind, and the loop's descriptors are the parent's
+        return
     carrier.stop()
     _ending[carrier] = stop, device
     if not port.post(partial(_let_go_of, carrier)):
