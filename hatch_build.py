@@ -9,6 +9,7 @@ AIOSTAGE_PLATFORM, one of `TARGETS` to compile for instead of this machine.
 from __future__ import annotations
 
 import functools
+import importlib.util
 import os
 import re
 import shlex
@@ -27,8 +28,6 @@ from packaging import tags
 ROOT = Path(__file__).resolve().parent
 NATIVE = ROOT / "native"
 ZIG = [sys.executable, "-m", "ziglang"]
-
-
 FLAGS = ["-O3", "-std=c11", "-D_GNU_SOURCE", "-fvisibility=hidden", "-shared"]
 WARNINGS = ["-Wall", "-Wextra", "-Wno-cast-function-type"]
 
@@ -48,7 +47,10 @@ IS_FREE_THREADED = bool(sysconfig.get_config_var("Py_GIL_DISABLED"))  # such a P
 def platform() -> str:
     """The wheel's platform. One that was compiled for this machine is not said to run on many."""
     here = next(name for name in tags.platform_tags() if not name.startswith(("manylinux", "musllinux")))
-    return os.environ.get("AIOSTAGE_PLATFORM", here)
+    given = os.environ.get("AIOSTAGE_PLATFORM", here)
+    if given not in (here, *TARGETS):
+        raise SystemExit(f"aiostage: no platform {given}; there are {', '.join(TARGETS)}")
+    return given
 
 
 def tag() -> str:
@@ -112,18 +114,20 @@ def command(folder: Path) -> list[str]:
     return [*words, "-fPIC", "-pthread"]
 
 
+def what_failed() -> str:  # and the one command that helps
+    given = compiler()
+    if not given and not importlib.util.find_spec("ziglang"):
+        return "no C compiler; for one: pip install ziglang"
+    name, other = (given[0], "ziglang") if given else ("zig", "gcc")
+    return f"{name} did not compile native/; to use {other}: CC={other} pip install aiostage"
+
+
 def build(into: Path) -> Path:
     """Compile into a folder. A module that is loaded from there stays what it is to who has loaded it."""
     with tempfile.TemporaryDirectory(dir=into, prefix=".native-") as name:
         words = [*command(Path(name)), "-o", f"{name}/{file_name()}"]
-        try:
-            status = subprocess.run(words).returncode
-        except OSError as error:
-            print(error, file=sys.stderr)
-            status = 1
-        if status:
-            other = "gcc" if compiler() is None else "ziglang"
-            raise SystemExit(f"aiostage: {words[0]} failed, see above; to use {other}: CC={other} pip install aiostage")
+        if not shutil.which(words[0]) or subprocess.run(words).returncode:
+            raise SystemExit(f"aiostage: {what_failed()}")
         return Path(f"{name}/{file_name()}").replace(into / file_name())
 
 
@@ -133,8 +137,7 @@ class NativeHook(BuildHookInterface[BuilderConfig]):
         return ["ziglang>=0.14"] if needs_zig else []
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
-        build_data["pure_python"] = False
-        build_data["tag"] = tag()
+        build_data.update(pure_python=False, tag=tag())
         if version == "editable":
             build(ROOT / "aiostage")
             return

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
+import sys
 import sysconfig
 from pathlib import Path
 
@@ -63,3 +65,20 @@ def test_every_function_is_declared_in_the_stable_abi_and_as_we_do(tmp_path: Pat
 def test_the_module_compiles_with_the_real_headers_too() -> None:
     """As it does for a Python without a stable ABI."""
     compile_c(NATIVE / "module.c", "-DAIOSTAGE_PYTHON_H", "-D_GNU_SOURCE", "-fsyntax-only", "-Wall", "-Werror")
+
+
+@pytest.mark.parametrize(
+    ("setting", "says"),
+    [
+        ({"CC": "no-such-compiler"}, "CC=ziglang pip install aiostage"),
+        ({"CC": "false"}, "CC=ziglang pip install aiostage"),
+        ({"AIOSTAGE_PLATFORM": "plan9"}, "no platform plan9"),
+    ],
+)
+def test_a_build_that_fails_says_what_helps(setting: dict[str, str], says: str) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "AIOSTAGE_PLATFORM"} | setting
+    words = [sys.executable, str(NATIVE.parent / "hatch_build.py")]
+    result = subprocess.run(words, env=environment, capture_output=True, text=True)
+    assert result.returncode == 1
+    assert says in result.stderr
+    assert result.stderr.count("\n") == 1
