@@ -425,3 +425,15 @@ async def test_strided_data_of_another_shape_are_laid_out_in_a_thread(
     await ring.write_texture({"texture": texture}, kind(data.reshape(32, 32)[::-1]), None, (32, 32))
     assert not gathered  # of the texture's own shape: no copy is made
     assert read_texture(texture)[0].tobytes() == data.reshape(32, 32)[::-1].tobytes()
+
+
+@pytest.mark.parametrize("axes", [5, 6, 7])
+async def test_large_data_of_many_axes_that_are_not_in_a_row_arrive(
+    open_ring: Callable[..., Any], target: Callable[[int], wgpu.GPUBuffer], axes: int
+) -> None:
+    ring = await open_ring(ring_count=2, buffer_size=1 << 18, inline_size=0)
+    shape = (4,) * (axes - 1) + (1 << 19 - 2 * (axes - 1),)
+    data = np.random.default_rng(0).integers(0, 256, shape, np.uint8).swapaxes(0, 1)
+    buffer = target(data.nbytes)
+    await (await ring.write_buffer(buffer, 0, data))
+    assert read_buffer(buffer).tobytes() == data.tobytes()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -133,8 +134,17 @@ class Run(NamedTuple):
     """Bytes in what is turned round, since the GPU wants them little-endian; or 0."""
 
 
-def byte_runs(array: Array, start: int, nbytes: int) -> list[Run]:
-    """Bytes of `array`, in C order, from byte `start` on: as runs that a thread can copy without Python."""
+_MOST_AXES = 5
+"""Of an array that a thread can copy without Python: BLOCK_DIMENSIONS in native/block.h."""
+
+
+def byte_runs(array: Array, start: int, nbytes: int) -> list[Run] | None:
+    """Bytes of `array`, in C order, from byte `start` on: as runs that a thread can copy without Python; None: it has
+    too many axes for that."""
+    return None if array.ndim > _MOST_AXES and not array.flags.c_contiguous else _byte_runs(array, start, nbytes)
+
+
+def _byte_runs(array: Array, start: int, nbytes: int) -> list[Run]:
     if array.flags.c_contiguous:
         return [Run(array.reshape(-1).view(np.uint8)[start : start + nbytes], 0, (1,), 0)]
     runs: list[Run] = []
@@ -143,16 +153,16 @@ def byte_runs(array: Array, start: int, nbytes: int) -> list[Run]:
     done = 0
     if skip:
         done = min(row - skip, nbytes)
-        runs += byte_runs(_row(array, first), skip, done)
+        runs += _byte_runs(_row(array, first), skip, done)
         first += 1
     whole = (nbytes - done) // row
     if whole:
         block = array[first : first + whole]
-        steps = np.empty(block.shape, np.dtype(f"V{array.itemsize}")).strides if block.size else ()
+        steps = tuple(array.itemsize * math.prod(block.shape[axis + 1 :]) for axis in range(block.ndim))
         runs.append(Run(_opaque(block), done, steps, 0))
         done += whole * row
     if done < nbytes:
-        rest = byte_runs(_row(array, first + whole), 0, nbytes - done)
+        rest = _byte_runs(_row(array, first + whole), 0, nbytes - done)
         runs += [run._replace(offset=run.offset + done) for run in rest]
     return runs
 
