@@ -57,28 +57,33 @@ carrier *carrier_open(const gpu_functions *gpu, gpu_handle device, gpu_handle qu
     return c;
 }
 
-static bool start(carrier *c, thread *t, thread_main run) {
+static bool start(carrier *c, thread_main run) {
     atomic_fetch_add(&c->references, 1);
     c->threads++;
-    if (thread_start(t, run, c)) {
-        thread_forget(*t);
-        return true;
-    }
+    if (thread_start(run, c)) return true;
     c->threads--;
     atomic_fetch_sub(&c->references, 1);
     return false;
 }
 
+void end_thread(carrier *c) {
+    c->threads--;
+    ring_bell(c);
+    condition_wake_all(&c->ended);
+    mutex_unlock(&c->lock);
+    let_go(c);
+}
+
 bool carrier_start_gpu(carrier *c) {
     mutex_lock(&c->lock);
-    bool started = c->has_gpu_thread || (c->has_gpu_thread = start(c, &c->gpu_thread, gpu_main));
+    bool started = c->has_gpu_thread || (c->has_gpu_thread = start(c, gpu_main));
     mutex_unlock(&c->lock);
     return started;
 }
 
 bool carrier_add_copiers(carrier *c, unsigned count) {
     mutex_lock(&c->lock);
-    while (c->copiers < count && c->copiers < MOST_COPIERS && start(c, &c->copier[c->copiers], copier_main)) c->copiers++;
+    while (c->copiers < count && c->copiers < MOST_COPIERS && start(c, copier_main)) c->copiers++;
     bool any = c->copiers > 0;
     mutex_unlock(&c->lock);
     return any;

@@ -17,7 +17,7 @@ typedef struct carrier carrier;
 
 enum { COPY_TO_BUFFER, COPY_TO_TEXTURE };
 
-// Packed by carrier/native.py: keep the two alike.
+// Packed by aiostage/carrier/departure.py: keep the two alike.
 typedef struct {
     uint8_t kind, aspect;
     uint8_t first_use;  // of a 3D texture's level, as far as is known: see `use_first`

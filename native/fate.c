@@ -123,13 +123,21 @@ void leave_out(departure *d, uint32_t copy, const char *why) {
     strcpy(d->reasons[copy], why);
 }
 
-static bool goes_to(const departure *d, gpu_handle resource, const char *why_not) {
+void leave_out_of(departure *d, const job *j) {
+    if (j->status == JOB_DONE) return;
+    const char *why = j->status == JOB_CANCELLED ? "it was cancelled" : "its data could not be read";
+    for (uint32_t i = 0; i < d->copy_count; i++)
+        if (d->copies[i].job == j->id) leave_out(d, i, why);
+}
+
+// Whether a copy goes there; with `why_not` none will.
+static bool goes_to(departure *d, gpu_handle resource, const char *why_not) {
     bool found = false;
     if (!(d->touches & bit_of((uint64_t)(uintptr_t)resource))) return false;
     for (uint32_t i = 0; i < d->copy_count; i++) {
         if (d->copies[i].to != (uint64_t)(uintptr_t)resource) continue;
         found = true;
-        if (why_not) leave_out((departure *)d, i, why_not);
+        if (why_not) leave_out(d, i, why_not);
     }
     return found;
 }
@@ -238,9 +246,8 @@ static void wait_for_jobs(carrier *c, departure *d, const uint64_t *jobs, uint32
         if (j && !j->ended) {
             j->waits = d;
             d->waiting++;
-        } else if (j && j->status != JOB_DONE) {
-            for (uint32_t i = 0; i < d->copy_count; i++)
-                if (d->copies[i].job == j->id) leave_out(d, i, "its data could not be read");
+        } else if (j) {
+            leave_out_of(d, j);
         }
     }
 }

@@ -489,10 +489,6 @@ THREAD_RESULT gpu_main(void *with) {
         mutex_unlock(&c->lock);
     }
     mutex_lock(&c->lock);
-    c->threads--;
-    ring_bell(c);
-    condition_wake_all(&c->ended);
-    mutex_unlock(&c->lock);
-    let_go(c);
+    end_thread(c);
     return 0;
 }

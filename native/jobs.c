@@ -92,10 +92,7 @@ static void end_job(carrier *c, job *j) {
     departure *d = j->waits;
     if (d) {
         j->waits = NULL;
-        if (j->status != JOB_DONE)
-            for (uint32_t i = 0; i < d->copy_count; i++)
-                if (d->copies[i].job == j->id)
-                    leave_out(d, i, j->status == JOB_CANCELLED ? "it was cancelled" : "its data could not be read");
+        leave_out_of(d, j);
         if (--d->waiting == 0) {
             d->ready_at = now();
             wake_gpu(c);
@@ -192,11 +189,7 @@ THREAD_RESULT copier_main(void *with) {
         if (c->first_job) run_share(c, c->first_job);
         else condition_wait(&c->work, &c->lock);
     }
-    c->threads--;
-    ring_bell(c);
-    condition_wake_all(&c->ended);
-    mutex_unlock(&c->lock);
-    let_go(c);
+    end_thread(c);
     return 0;
 }
 

@@ -79,7 +79,6 @@ struct carrier {
     bool has_news;  // for the GPU thread: look again before you wait
     bool wants_poll, poll_asked, listens, idle;
     unsigned copiers, threads;
-    thread copier[MOST_COPIERS], gpu_thread;
 
     job *first_job, *last_job;  // with shares that nobody has begun
     job **jobs;                 // by the lower half of their id
@@ -125,6 +124,7 @@ void fate_wake(void);       // those who wait for a visit to end, without it
 void fate_visit(gpu_handle queue);      // with it
 void fate_end_visit(gpu_handle queue);  // with it; gives it back
 void leave_out(departure *, uint32_t copy, const char *why);
+void leave_out_of(departure *, const job *);  // if it failed, the copies that it was to fill
 extern _Thread_local char *error_place;  // ERROR_SIZE bytes for what wgpu reports in this thread, or NULL
 
 void free_departure(carrier *, departure *);
@@ -137,3 +137,4 @@ void close_bell(carrier *);
 
 void *grab(size_t size);  // zeroed memory; ends the process when there is none, as does everybody else then
 void let_go(carrier *);   // of a reference
+void end_thread(carrier *);  // the last that a thread does, with the lock, which it gives back

@@ -9,7 +9,6 @@
 
 typedef SRWLOCK mutex;
 typedef CONDITION_VARIABLE condition;
-typedef HANDLE thread;
 #define THREAD_RESULT DWORD WINAPI
 typedef DWORD(WINAPI *thread_main)(void *);
 
@@ -22,15 +21,11 @@ static inline void condition_end(condition *c) { (void)c; }
 static inline void condition_wait(condition *c, mutex *m) { SleepConditionVariableSRW(c, m, INFINITE, 0); }
 static inline void condition_wake(condition *c) { WakeConditionVariable(c); }
 static inline void condition_wake_all(condition *c) { WakeAllConditionVariable(c); }
-static inline bool thread_start(thread *t, thread_main run, void *with) {
-    *t = CreateThread(NULL, 0, run, with, 0, NULL);
-    return *t != NULL;
+static inline bool thread_start(thread_main run, void *with) {
+    HANDLE t = CreateThread(NULL, 0, run, with, 0, NULL);
+    if (t) CloseHandle(t);
+    return t != NULL;
 }
-static inline void thread_join(thread t) {
-    WaitForSingleObject(t, INFINITE);
-    CloseHandle(t);
-}
-static inline void thread_forget(thread t) { CloseHandle(t); }
 static inline double now(void) {
     LARGE_INTEGER count, frequency;
     QueryPerformanceFrequency(&frequency);
@@ -47,7 +42,6 @@ static inline void condition_wait_for(condition *c, mutex *m, double seconds) {
 
 typedef pthread_mutex_t mutex;
 typedef pthread_cond_t condition;
-typedef pthread_t thread;
 #define THREAD_RESULT void *
 typedef void *(*thread_main)(void *);
 
@@ -70,9 +64,10 @@ static inline void condition_end(condition *c) { pthread_cond_destroy(c); }
 static inline void condition_wait(condition *c, mutex *m) { pthread_cond_wait(c, m); }
 static inline void condition_wake(condition *c) { pthread_cond_signal(c); }
 static inline void condition_wake_all(condition *c) { pthread_cond_broadcast(c); }
-static inline bool thread_start(thread *t, thread_main run, void *with) { return pthread_create(t, NULL, run, with) == 0; }
-static inline void thread_join(thread t) { pthread_join(t, NULL); }
-static inline void thread_forget(thread t) { pthread_detach(t); }
+static inline bool thread_start(thread_main run, void *with) {
+    pthread_t t;
+    return pthread_create(&t, NULL, run, with) == 0 && pthread_detach(t) == 0;
+}
 static inline double now(void) {
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
