@@ -73,12 +73,8 @@ class _Call:
                 self._value = self._function()
         except BaseException as error:
             self._error = error
-        self._function = _nothing  # which may have the caller's data
+        del self._function  # which may have the caller's data
         self._port.post(self.over.set)
 
     def _end(self) -> Iterable[threading.Thread]:
         return [self._thread] if self._thread is not None else []
-
-
-def _nothing() -> None:
-    return None

@@ -75,7 +75,8 @@ int carrier_bell(carrier *);          // a descriptor that is readable while end
 bool carrier_wait(carrier *, double seconds);  // the same, blocking
 size_t carrier_take_ends(carrier *, carrier_end *, size_t most);
 
-uint32_t carrier_add_buffer(carrier *, gpu_handle buffer, uint64_t size, uint32_t map_mode);  // it will be END_BACK
+uint32_t carrier_add_buffer(carrier *, gpu_handle buffer, uint64_t size, uint32_t map_mode);  // it will be END_BACK;
+                                                                                              // UINT32_MAX: too many
 void carrier_forget_buffer(carrier *, uint32_t);
 
 // → a job, whose end comes in any case; with `rings` the bell is rung for it. 0: no memory

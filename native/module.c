@@ -169,7 +169,9 @@ static PyObject *Carrier_add_buffer(PyObject *self, PyObject *args) {
     unsigned long long handle, size;
     unsigned int mode;
     if (!PyArg_ParseTuple(args, "KKI:add_buffer", &handle, &size, &mode)) return NULL;
-    return PyLong_FromUnsignedLong(carrier_add_buffer(c, (gpu_handle)(uintptr_t)handle, size, mode));
+    uint32_t index = carrier_add_buffer(c, (gpu_handle)(uintptr_t)handle, size, mode);
+    if (index == UINT32_MAX) return PyErr_Format(PyExc_ValueError, "more than %d staging buffers", MOST_BUFFERS);
+    return PyLong_FromUnsignedLong(index);
 }
 
 static PyObject *Carrier_forget_buffer(PyObject *self, PyObject *index) {

@@ -77,7 +77,12 @@ MUTANTS = [
         "an alignment is ignored", "engine/buffer.py", "-(-self.load.head // alignment) * alignment", "self.load.head"
     ),
     Mutant("places overlap", "engine/buffer.py", "load.head = offset + size", "load.head = offset + max(4, size - 4)"),
-    Mutant("a buffer comes back before its fence", "carrier/threads.py", "if ok and not fence.done():", "if False:"),
+    Mutant(
+        "a buffer comes back before its fence",
+        "engine/engine.py",
+        "buffer.load.fences.append(submission.fence)",
+        "pass",
+    ),
     Mutant(
         "a buffer departs while copies are moved into it",
         "engine/engine.py",
@@ -117,7 +122,7 @@ MUTANTS = [
     Mutant("a relayed slot counts for ever", "engine/relays.py", "    elif not stays:\n", "    elif False:\n"),
     Mutant("a writer hears nothing of a bad copy", "uploads.py", "if copy in self._copies), None)", "if False), None)"),
     Mutant("a closed ring keeps a waiter", "engine/engine.py", "            waiter.place.end(error=error)\n", ""),
-    Mutant("a guard is ignored by `advance`", "engine/engine.py", "guard and (guard, buffers[-1])", "None"),
+    Mutant("a guard is ignored by `advance`", "engine/engine.py", "buffers[-1].load.fences.append(guard)", "None"),
 ]
 
 

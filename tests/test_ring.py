@@ -379,6 +379,23 @@ async def test_a_buffer_guarded_by_another_devices_fence_waits_for_that_device(
         await until(lambda: ring.stats_nowait().buffer_states == (AVAILABLE,))
 
 
+async def test_a_buffer_that_is_mapped_again_before_its_fence_is_done_waits_for_that(
+    gpu: SimulatedGpu, simulated_ring: OpenRing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ring, told = await simulated_ring(ring_count=1), []
+    with monkeypatch.context() as patch:
+        patch.setattr(gpu, "on_work_done", told.append)
+        fence = await ring.write_buffer(gpu.buffer(4), 0, bytes(4))
+        await until(lambda: told)
+    gpu.complete_all()
+    await until(lambda: gpu.outstanding() == 0)  # the mapping was delivered
+    assert (await ring.stats()).buffer_states == (FENCED,)
+    assert not fence.done()
+    told.pop()(True)
+    await fence
+    await until(lambda: ring.stats_nowait().buffer_states == (AVAILABLE,))
+
+
 async def test_the_manual_protocol_never_suspends(gpu: SimulatedGpu, simulated_ring: OpenRing) -> None:
     """current, allocate, advance with a fence by value, stats: as a loop without tasks drives a ring."""
     ring, target = await simulated_ring(), gpu.buffer(3 * 1024)

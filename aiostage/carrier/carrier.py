@@ -50,7 +50,6 @@ class Carrier:
         self._buffers: dict[int, Callable[[int], object]] = {}
         self._polled: list[Callable[[], object]] = []
         self._steps_here = False  # on the loop, at the interpreter's end
-        self._logs = False
         # Without this carrier, or who has to call it some time would keep what a dead loop was told.
         self.stop: Callable[[], object] = _nothing
         """Begin nothing more, and hear of nothing more."""
@@ -109,7 +108,6 @@ class Carrier:
         :raises StagingError: nothing was done.
         """
         device, serial = self._device, departure.fence.value
-        self._logs = logger.isEnabledFor(DEBUG)
         buffers = tuple([buffer.number for buffer in departure.buffers])
         commands = tuple(map(device.handle, departure.command_buffers))
         jobs = tuple(departure.jobs)
@@ -171,7 +169,7 @@ class Carrier:
         left_out = {copy for copy, _ in departure.failures}
         self._device.note_use([copy for copy in copies if copy not in left_out] if left_out else copies)
         departure.fence.inserted_at = time.perf_counter() - ago
-        if self._logs:
+        if logger.isEnabledFor(DEBUG):
             indices = [buffer.index for buffer in departure.buffers]
             event("submitted", fence=departure.fence.value, buffers=indices, copies=len(departure.copies))
         departure.copies = departure.command_buffers = ()  # nothing keeps the destinations alive any more

@@ -101,22 +101,8 @@ def as_items(array: Array) -> Array:
 
 def copy_bytes(target: Bytes, array: Array, start: int) -> None:
     """Write the bytes of `array`, in C order, from byte `start` on, until `target` is full."""
-    if array.flags.c_contiguous:
-        np.copyto(target, array.reshape(-1).view(np.uint8)[start : start + len(target)])
-        return
-    row = array.nbytes // len(array)
-    first, skip = divmod(start, row)
-    done = 0
-    if skip:
-        done = min(row - skip, len(target))
-        copy_bytes(target[:done], _row(array, first), skip)
-        first += 1
-    whole = (len(target) - done) // row
-    block = target[done : done + whole * row].view(array.dtype).reshape(whole, *array.shape[1:])
-    np.copyto(block, array[first : first + whole])
-    done += whole * row
-    if done < len(target):
-        copy_bytes(target[done:], _row(array, first + whole), 0)
+    for source, offset, steps, _ in _byte_runs(array, start, len(target)):
+        np.copyto(np.ndarray(source.shape, source.dtype, target, offset, steps), source)
 
 
 def _row(array: Array, index: int) -> Array:
@@ -228,8 +214,12 @@ def texel_runs(source: Blocks, stride: int) -> list[Run] | None:
         items = items.view(f"V{items.itemsize}")
         if swap != items.itemsize:
             return None
-    steps = (stride * items.shape[1], stride, items.shape[3] * items.itemsize, items.itemsize)
-    return [Run(_opaque(items), 0, steps, swap)]
+    return [Run(_opaque(items), 0, _row_steps(items, stride), swap)]
+
+
+def _row_steps(items: Array, stride: int) -> tuple[int, ...]:
+    """Bytes between the items of blocks (layers, block rows, block columns, items) in rows `stride` bytes apart."""
+    return stride * items.shape[1], stride, items.shape[3] * items.itemsize, items.itemsize
 
 
 def copy_texels(memory: Bytes, source: Array, stride: int) -> None:
@@ -239,8 +229,8 @@ def copy_texels(memory: Bytes, source: Array, stride: int) -> None:
         little[...] = source
         source = little
     source = as_items(source)
-    strides = (stride * source.shape[1], stride, source.shape[3] * source.itemsize, source.itemsize)
-    target: Array = np.ndarray(source.shape, source.dtype.newbyteorder("<"), buffer=memory, strides=strides)
+    steps = _row_steps(source, stride)
+    target: Array = np.ndarray(source.shape, source.dtype.newbyteorder("<"), buffer=memory, strides=steps)
     np.copyto(target, source)
 
 
