@@ -43,8 +43,8 @@ class Batch:
         self._check()
         if data_offset == 0 and size is None and put(self._engine, self._lane, buffer, buffer_offset, data):
             return
-        pieces = await cut_bytes(self._engine, buffer, buffer_offset, data, data_offset, size)
-        await write(self._engine, self._lane, pieces)
+        cut = await cut_bytes(self._engine, buffer, buffer_offset, data, data_offset, size)
+        await write(self._engine, self._lane, cut.pieces)
 
     async def write_texture(
         self,
@@ -55,8 +55,8 @@ class Batch:
     ) -> None:
         """Like `StagingRing.write_texture`, submitted with the batch. On return `data` may be reused."""
         self._check()
-        pieces = await cut_texels(self._engine, destination, data, data_layout, size)
-        await write(self._engine, self._lane, pieces)
+        cut = await cut_texels(self._engine, destination, data, data_layout, size)
+        await write(self._engine, self._lane, cut.pieces)
 
     async def __aenter__(self) -> Batch:
         self._enter()

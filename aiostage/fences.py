@@ -13,7 +13,6 @@ from .carrier.timeline import Serial, Timeline
 from .data.copies import Copy
 from .engine.outcome import Outcome
 from .errors import FenceTimeout, InvalidCopy, afresh
-from .exits import holding
 from .waiting import outcome, wait_out
 
 
@@ -78,9 +77,8 @@ class FenceTracker(Timeline[Fence]):
         def end(failures: list[tuple[Copy, InvalidCopy]]) -> None:
             made.end(fence, failures[0][1] if failures else None)
 
-        with holding(self.order):
-            fence, lost = self.promise(), partial(made.end, None)
-            self.carrier.depart(Departure((), copies, (), fence, lane=0, jobs=(), made=end, lost=lost))
+        fence, lost = self.make(), partial(made.end, None)
+        self.depart(Departure((), copies, (), fence, lane=0, jobs=(), made=end, lost=lost))
         await wait_out(lambda: made.is_over, lambda: outcome(made))
         return await outcome(made)
 

@@ -36,6 +36,7 @@ class LoopPort:
             self.current_task: Callable[[], Any] = lowlevel.current_task
             self.name_of: Callable[[Any], str] = operator.attrgetter("name")
             self.event: Callable[[], Any] = trio.Event
+            self.signal: Callable[[], Any] = trio.Event
             self._complain: Callable[[dict[str, Any]], object] = _log_failure  # an exception would end all of trio
             self._add_reader: Callable[[int, Callback], Callback] = partial(_watch_on_trio, trio)
         else:
@@ -51,6 +52,7 @@ class LoopPort:
             self.current_task = asyncio.current_task
             self.name_of = operator.methodcaller("get_name")
             self.event = asyncio.Event  # what anyio's own wraps, and finds anew for each
+            self.signal = partial(_Signal, self.loop.create_future)  # for one task, and quicker
             self._complain = self.loop.call_exception_handler
             self._add_reader = partial(_watch_on_asyncio, self.loop)
         self._posted: deque[Callback] = deque()
@@ -141,6 +143,22 @@ class LoopPort:
             if self._posted and not self._scheduled:  # Ctrl-C: the others have their turn all the same
                 self._scheduled = True
                 self._wake(self._drain)
+
+
+class _Signal:
+    """As much of an event as one task needs that waits for it once."""
+
+    __slots__ = ("_future",)
+
+    def __init__(self, create_future: Callable[[], Any]) -> None:
+        self._future = create_future()
+
+    def wait(self) -> Any:
+        return self._future
+
+    def set(self) -> None:
+        if not self._future.done():
+            self._future.set_result(None)
 
 
 def _watch_on_asyncio(loop: Any, bell: int, rung: Callback) -> Callback:

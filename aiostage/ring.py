@@ -56,16 +56,17 @@ class StagingRing:
 
     :param device: a wgpu.GPUDevice.
     :param ring_count: number of staging buffers. One works, without overlap of writing and copying. By default 3; on a
-        GPU with eight processor cores or more as many as fit in half of what is left of the budget, 16 at most.
-    :param buffer_size: bytes in each, a multiple of 4. Larger uploads are split. By default 8 MiB, or 16 MiB on such a
-        machine (docs/performance.md has the measurements).
+        GPU with eight processor cores or more as many as fit in half of what is left of the budget, 12 at most: what
+        stays in the processor's cache is faster than more (docs/performance.md has the measurements).
+    :param buffer_size: bytes in each, a multiple of 4; by default 8 MiB. Larger uploads are split.
     :param budget: shared limit on staging memory; by default 512 MiB for all rings of the device.
     :param strict_views: tolerate no view at all of an allocation's memory at commit, not even a read-only one.
     :param host_cached: staging memory that can be read as fast as it is written, or ValueError where the device has
         none. By default where the device has it; `ring.host_cached` says what it is.
     :param stall_timeout: seconds until a call that only open allocations hold up raises StallTimeout.
     :param fence_timeout: seconds until one that waits for the GPU raises FenceTimeout; None waits on.
-    :param threads: threads that copy uploads; by default one for each core, at most 12.
+    :param threads: threads that copy uploads; by default two more than half of the cores, 10 at most, and no more than
+        there are cores.
     :param inline_size: pieces of uploads up to this many bytes are copied on the loop: a thread would cost more.
 
     Opened by `async with` (or `open` and `aclose`), on the event loop that it then lives on.
@@ -86,7 +87,7 @@ class StagingRing:
         inline_size: int = 256 * 1024,
     ) -> None:
         self.device = device
-        self._chosen = ring_count, buffer_size  # None: `open` chooses
+        self._has_default_count = ring_count is None  # which `open` chooses
         self.ring_count = 3 if ring_count is None else _positive(ring_count, "ring_count")
         self.buffer_size = 8 * MiB if buffer_size is None else _positive(buffer_size, "buffer_size")
         if self.buffer_size % 4:
@@ -96,7 +97,7 @@ class StagingRing:
         self._strict_views = strict_views
         self._host_cached = host_cached
         self._fence_timeout = fence_timeout
-        self._threads = min(12, os.cpu_count() or 2) if threads is None else _positive(threads, "threads")
+        self._threads = _default_threads() if threads is None else _positive(threads, "threads")
         patience = min(stall_timeout, fence_timeout or stall_timeout)
         self._engine = Engine(self.ring_count, inline_size, patience, fence_timeout)
         self._frames: set[Frame] = set()  # open, or with a fence that is pending
@@ -125,7 +126,7 @@ class StagingRing:
         self._budget = self._budget or default_budget(native)
         try:
             engine.port.check_task()
-            self._choose_size(self._budget)
+            self._choose_count(self._budget)
             if self.buffer_size > native.max_buffer_size:
                 raise ValueError(
                     f"buffer_size {self.buffer_size} exceeds the device's limit of {native.max_buffer_size} bytes"
@@ -191,8 +192,9 @@ class StagingRing:
             while engine.under_way:
                 await waiting.outcome(engine.next_change())
             with anyio.move_on_after(self._fence_timeout) as scope:
-                if engine.last is not None:  # others' work on the device may go on for ever
-                    await engine.last
+                for last in (engine.last, engine.lending.last):  # others' work on the device may go on for ever
+                    if last is not None:
+                        await last
         except DeviceLost:
             return
         if scope.cancelled_caught:
@@ -210,16 +212,10 @@ class StagingRing:
         end.atexit = False
         self._taken.append(end)
 
-    def _choose_size(self, budget: MemoryBudget) -> None:
-        """Many cores fill many buffers at a time, and large ones take fewer submits. Not all of the budget, for others'
-        rings."""
-        ring_count, buffer_size = self._chosen
-        if self._tracker.native.submit_blocks or (os.cpu_count() or 1) < _MANY_CORES:
-            return
-        if buffer_size is None:
-            self.buffer_size = min(16 * MiB, self._tracker.native.max_buffer_size)
-        if ring_count is None:
-            self.ring_count = max(3, min(16, budget.available // 2 // self.buffer_size))
+    def _choose_count(self, budget: MemoryBudget) -> None:
+        """Many cores fill many buffers at a time. Not all of the budget, for others' rings."""
+        if self._has_default_count and not self._tracker.native.submit_blocks and (os.cpu_count() or 1) >= _MANY_CORES:
+            self.ring_count = max(3, min(12, budget.available // 2 // self.buffer_size))
 
     def _create_buffers(self) -> None:
         """In a thread: the first takes half a second where a driver compiles its first pipeline, and memory is slow."""
@@ -392,10 +388,10 @@ class StagingRing:
     ) -> Fence:
         """Copy `data` to a GPUBuffer or a pool's range, as `GPUQueue.write_buffer` does, without holding the loop.
 
-        On return `data` may be reused, and the copy was submitted: what is submitted later sees it. Calls made in the
-        same turn of the loop share a submit. `data` may be any object with the buffer protocol, also larger than the
-        ring; its bytes are taken in C order, in the byte order that they have. Cancelled, it ends when what it had
-        staged was submitted, and so cannot overwrite the next upload.
+        On return `data` may be reused, and the copy was submitted: what is submitted later sees it. Small calls made in
+        the same turn of the loop share a submit. `data` may be any object with the buffer protocol, also larger than
+        the ring; its bytes are taken in C order, in the byte order that they have. Cancelled, it ends when what it had
+        begun was submitted, and so cannot overwrite the next upload.
 
         :param data_offset: bytes of `data` to skip.
         :param size: bytes to copy; default: the rest.
@@ -404,8 +400,14 @@ class StagingRing:
         """
         engine = self._engine
         engine.check_task()
-        pieces = await uploads.cut_bytes(engine, buffer, buffer_offset, data, data_offset, size)
-        fence: Fence = await uploads.write_now(engine, pieces)
+        upload = None
+        if data_offset == 0 and size is None:
+            upload = uploads.begin_bytes(engine, buffer, buffer_offset, data)
+        if upload is None:
+            cut = await uploads.cut_bytes(engine, buffer, buffer_offset, data, data_offset, size)
+            fence: Fence = await uploads.write_now(engine, cut)
+        else:
+            fence = await uploads.carried(engine, upload)
         return fence
 
     async def write_texture(
@@ -425,8 +427,11 @@ class StagingRing:
         """
         engine = self._engine
         engine.check_task()
-        pieces = await uploads.cut_texels(engine, destination, data, data_layout, size)
-        fence: Fence = await uploads.write_now(engine, pieces)
+        upload = uploads.begin_texels(engine, destination, data, data_layout, size)
+        if upload is None:
+            fence: Fence = await uploads.write_texels_now(engine, destination, data, data_layout, size)
+        else:
+            fence = await uploads.carried(engine, upload)
         return fence
 
     def batch(self) -> Batch:
@@ -492,6 +497,11 @@ class StagingRing:
 
     def __repr__(self) -> str:
         return f"<StagingRing of {self.ring_count} × {self.buffer_size} bytes, {self._engine.error or 'open'}>"
+
+
+def _default_threads() -> int:
+    cores = os.cpu_count() or 2
+    return min(10, cores, cores // 2 + 2)
 
 
 def _positive(value: int, name: str) -> int:

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from .budget import MemoryBudget
+from .carrier.carrier import RingCounts
 from .engine.buffer import BufferState as BufferState
 from .engine.engine import Engine
 
@@ -76,27 +77,28 @@ def snapshot(engine: Engine, ring_count: int, buffer_size: int, budget: MemoryBu
     """A consistent snapshot of a ring, as far as its loop has heard."""
     demand, counts, buffers = engine.demand, engine.counts, engine.shelf.all
     timeline = engine.timeline if buffers else None
+    lent = engine.lending.counts if buffers else RingCounts()
     return StagingStats(
-        bytes_in_flight=sum(buffer.load.used for buffer in buffers if buffer.load is not None),
+        bytes_in_flight=lent.in_flight + sum(buffer.load.used for buffer in buffers if buffer.load is not None),
         current_ring_index=engine.shelf.cursor,
-        buffer_stalls=counts.stalls,
+        buffer_stalls=counts.stalls + lent.stalls,
         ring_count=ring_count,
         buffer_size=buffer_size,
-        buffer_states=tuple(buffer.state for buffer in buffers),
-        waiters=len(engine.line.waiters),
-        bytes_total=counts.nbytes,
-        allocations_total=counts.allocations,
-        submits=counts.submits,
-        stall_seconds=counts.stall_seconds,
+        buffer_states=tuple(engine.state_of(buffer) for buffer in buffers),
+        waiters=len(engine.line.waiters) - engine.lending.is_starved + lent.waiting if buffers else 0,
+        bytes_total=counts.nbytes + lent.nbytes,
+        allocations_total=counts.allocations + lent.pieces,
+        submits=counts.submits + lent.seals,
+        stall_seconds=counts.stall_seconds + lent.stall_seconds,
         fence_latency_p50=timeline.latency(0.5) if timeline else 0.0,
         fence_latency_p99=timeline.latency(0.99) if timeline else 0.0,
         pending_fences=timeline.pending if timeline else 0,
-        seals=demand.seals,
-        sealed_bytes=demand.sealed,
-        sealed_most=demand.most,
-        seals_cramped=min(demand.cramped, demand.seals),
+        seals=demand.seals + lent.seals,
+        sealed_bytes=demand.sealed + lent.sealed_bytes,
+        sealed_most=max(demand.most, lent.sealed_most),
+        seals_cramped=min(demand.cramped, demand.seals) + lent.cramped,
         peak_demand=demand.peak_now(),
-        peak_buffers=ring_count - demand.least_free,
+        peak_buffers=max(ring_count - demand.least_free, lent.most_used),
         budget_used=0 if budget is None else budget.used,
         budget_limit=0 if budget is None else budget.limit,
     )

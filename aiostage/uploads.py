@@ -6,15 +6,18 @@ from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any
 
+import anyio
 import numpy as np
 
 from . import waiting
 from .data.arrays import WHOLE, Run, as_array, is_lazy, is_masked, missing
-from .data.copies import Copy, check_buffer_copy, resolve_destination
-from .data.pieces import ALIGNMENT, Piece, from_buffer, from_texels
+from .data.copies import BufferCopy, Copy, check_buffer_copy, resolve_destination
+from .data.pieces import ALIGNMENT, Cut, Part, Piece, Whole, from_buffer, from_texels
+from .engine import known
 from .engine.buffer import Place
 from .engine.engine import Engine
 from .engine.lanes import Lane
+from .engine.lending import Upload
 from .engine.outcome import Outcome
 from .engine.submission import Submission
 from .errors import AllocationClosed, afresh
@@ -23,7 +26,7 @@ from .threads import run_sync
 
 async def cut_bytes(
     engine: Engine, buffer: Any, buffer_offset: int, data: Any, data_offset: int, size: int | None
-) -> Iterator[Piece]:
+) -> Cut:
     """The pieces of `data`'s bytes; a thread makes an array of data that are computed or read when they are asked for.
 
     :raises TypeError:
@@ -37,7 +40,7 @@ async def cut_bytes(
 
 async def cut_texels(
     engine: Engine, destination: Mapping[str, Any], data: Any, data_layout: Mapping[str, int] | None, size: Any
-) -> Iterator[Piece]:
+) -> Cut:
     """Likewise the pieces of texels."""
     if is_lazy(data):
         resolve_destination(destination, engine.native)
@@ -84,10 +87,82 @@ def put(engine: Engine, lane: Lane, buffer: Any, buffer_offset: Any, data: Any) 
     return True
 
 
-async def write_now(engine: Engine, pieces: Iterator[Piece]) -> Any:
-    """Write with the ring's next submit of uploads, and wait until that is made. Returns the fence of the last."""
-    filling = await write(engine, engine.uploads, pieces)
+def begin_bytes(engine: Engine, buffer: Any, buffer_offset: Any, data: Any) -> Upload | None:
+    """The most common large write: all of some contiguous bytes. None, with nothing done, for anything else.
+
+    :raises InvalidCopy:
+    """
+    if type(data) is np.ndarray:
+        nbytes = data.nbytes if data.flags.c_contiguous and data.dtype.kind in "uifc" else 0
+    else:
+        nbytes = len(data) if type(data) in (bytes, bytearray) else 0
+    if nbytes <= engine.inline_size or type(buffer_offset) is not int:
+        return None
+    buffer, buffer_offset, pin = check_buffer_copy(buffer, buffer_offset, nbytes, engine.native)
+    copy = BufferCopy(None, 0, buffer, buffer_offset, nbytes, pin)
+    return engine.upload(Whole(data, [Part(copy, 0, nbytes, (), (), (), 0)]), nbytes)
+
+
+def begin_texels(engine: Engine, destination: Any, data: Any, data_layout: Any, size: Any) -> Upload | None:
+    """A large write of texels like one before. None, with nothing done, for anything else.
+
+    :raises InvalidCopy: its destination was destroyed.
+    """
+    if data_layout is not None:
+        return None
+    found = known.look_up(engine.native, engine.buffer_size, destination, data, size)
+    if found is None or found.nbytes <= engine.inline_size:
+        return None
+    return engine.upload(found.whole(destination["texture"], data), found.nbytes)
+
+
+async def write_now(engine: Engine, cut: Cut) -> Any:
+    """Write, and wait until all of it was submitted. Returns the fence of the last submit."""
+    is_large = cut.nbytes > engine.inline_size or (cut.nbytes > 0 and engine.lending.goes_to(cut.destination))
+    if is_large and (whole := cut.whole()) is not None:
+        return await carried(engine, engine.upload(whole, cut.nbytes))
+    filling = await write(engine, engine.uploads, cut.pieces)
     return filling.fence or engine.timeline.insert()
+
+
+async def write_texels_now(engine: Engine, destination: Any, data: Any, data_layout: Any, size: Any) -> Any:
+    """The same with texels, noting what was found out about them for the next write of that kind."""
+    cut = await cut_texels(engine, destination, data, data_layout, size)
+    if cut.nbytes <= engine.inline_size or (whole := cut.whole()) is None:
+        return await write_now(engine, cut)
+    if data_layout is None:
+        known.note(engine.native, engine.buffer_size, destination, data, size, cut.nbytes, whole)
+    return await carried(engine, engine.upload(whole, cut.nbytes))
+
+
+async def carried(engine: Engine, upload: Upload) -> Any:
+    """The fence of a whole upload, when all was submitted. Cancelled, it ends when what was begun is submitted."""
+    try:
+        while not upload.is_over:
+            upload.event = engine.port.signal()
+            if engine.may_stall:
+                await _wait_patiently(engine, upload)
+            else:
+                await upload.event.wait()
+    finally:
+        if not upload.is_over:
+            engine.cancel(upload)
+            await waiting.wait_out(lambda: upload.is_over, partial(_ended, engine, upload))
+    if upload.error is not None:
+        raise afresh(upload.error)
+    return upload.value
+
+
+async def _wait_patiently(engine: Engine, upload: Upload) -> None:
+    with anyio.move_on_after(engine.patience):
+        await upload.event.wait()
+    if not upload.is_over and engine.may_stall:
+        engine.explain()
+
+
+async def _ended(engine: Engine, upload: Upload) -> None:
+    upload.event = engine.port.signal()
+    await upload.event.wait()
 
 
 async def write(engine: Engine, lane: Lane, pieces: Iterator[Piece]) -> Filling:

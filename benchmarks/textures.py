@@ -12,12 +12,14 @@ import numpy as np
 import wgpu
 
 import aiostage
+from aiostage.data.formats import padded_row
 
 from .machine import print_table, spread
-from .throughput import Peers, measure, summarise, watch_lag
+from .throughput import Peers, copy_rate, measure, staging_buffer, summarise, watch_lag
 from .throughput import show as show_rates
 
 SHAPES = {"2048 x 2048": (2048, 2048), "1000 x 700": (700, 1000)}
+LIMIT = "the GPU's own copies of the same"
 CHUNK, CHUNKS, FPS = 1500, 22, 30
 """A frame is 22 chunks of 1500 × 1500 RGBA8, 9 MB each: 198 MB."""
 
@@ -52,11 +54,29 @@ async def run(device: wgpu.GPUDevice, quick: bool) -> dict[str, Any]:
                     rate, lags = await measure(device, upload, make, sources, seconds)
                     results[name]["rates"].append(rate)
                     results[name]["lags"] += lags
+                limit = results.setdefault(LIMIT, {"rates": []})
+                limit["rates"].append(copy_rate(device, TextureCopies(device, shape), seconds / 2))
             figures[label] = summarise(results)
         show_rates(figures)
-        figures["frames"] = await frames(device, ring, 20 if quick else 150)
+        figures["frames"] = await frames(device, ring, 20 if quick else 300)
     show_frames(figures["frames"])
     return figures
+
+
+class TextureCopies:
+    """The GPU's copies of the same texels, out of staging memory with padded rows."""
+
+    def __init__(self, device: wgpu.GPUDevice, shape: tuple[int, int]) -> None:
+        self.rows, self.columns = shape
+        self.size = self.rows * self.columns * 4  # of the texels; the padding is what this costs
+        self.stride = padded_row(self.columns * 4)
+        self.sources = [staging_buffer(device, self.stride * self.rows) for _ in range(3)]
+        self.targets = [make_texture(device, shape) for _ in range(3)]
+
+    def record(self, encoder: Any, turn: int) -> None:
+        source = {"buffer": self.sources[turn % 3], "bytes_per_row": self.stride, "rows_per_image": self.rows}
+        size = (self.columns, self.rows, 1)
+        encoder.copy_buffer_to_texture(source, {"texture": self.targets[turn % 3]}, size)
 
 
 def make_texture(device: wgpu.GPUDevice, shape: tuple[int, int]) -> Any:

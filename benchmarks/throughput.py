@@ -1,4 +1,5 @@
-"""Sustained uploads from numpy arrays, and the event loop's lag meanwhile, against every peer in the same run."""
+"""Sustained uploads from numpy arrays, and the event loop's lag meanwhile, against every peer in the same run, and the
+limit: the GPU's own copies out of the same kind of staging memory."""
 
 from __future__ import annotations
 
@@ -19,6 +20,7 @@ from .machine import print_table, spread
 MiB = 1 << 20
 SIZES = (1 * MiB, 4 * MiB, 16 * MiB, 64 * MiB)
 COROUTINES = 8
+LIMIT = "the GPU's own copies of 16 MiB"
 
 Upload = Callable[[Any, "np.ndarray[Any, Any]"], Awaitable[Any]]
 
@@ -73,6 +75,8 @@ async def run(device: wgpu.GPUDevice, quick: bool) -> dict[str, Any]:
                 rate = torch_rate(sources, seconds / 2)
                 if rate:
                     results.setdefault("PyTorch pageable → pinned → device", {"rates": []})["rates"].append(rate)
+                limit = results.setdefault(LIMIT, {"rates": []})
+                limit["rates"].append(copy_rate(device, BufferCopies(device, 16 * MiB), seconds / 2))
             figures[f"{size // MiB} MiB"] = summarise(results)
     show(figures)
     return figures
@@ -123,6 +127,44 @@ async def watch_lag(lags: list[float]) -> None:
         started = time.perf_counter()
         await asyncio.sleep(0.001)
         lags.append(time.perf_counter() - started - 0.001)
+
+
+class BufferCopies:
+    """The GPU's copies out of staging memory into buffers, one destination each."""
+
+    def __init__(self, device: wgpu.GPUDevice, size: int) -> None:
+        self.size = size
+        self.sources = [staging_buffer(device, size) for _ in range(3)]
+        self.targets = [device.create_buffer(size=size, usage=wgpu.BufferUsage.COPY_DST) for _ in range(3)]
+
+    def record(self, encoder: Any, turn: int) -> None:
+        encoder.copy_buffer_to_buffer(self.sources[turn % 3], 0, self.targets[turn % 3], 0, self.size)
+
+
+def staging_buffer(device: wgpu.GPUDevice, size: int) -> Any:
+    """One of the kind that a ring has: in the host's cache, where the device has that."""
+    is_cached = "mappable-primary-buffers" in device.features
+    mode = wgpu.BufferUsage.MAP_READ if is_cached else wgpu.BufferUsage.MAP_WRITE
+    return device.create_buffer(size=size, usage=mode | wgpu.BufferUsage.COPY_SRC)
+
+
+def copy_rate(device: wgpu.GPUDevice, copies: Any, seconds: float) -> float:
+    """GB/s of the GPU's copies, as many in a submit as make 512 MiB: what no upload can exceed."""
+    count = max(4, 512 * MiB // copies.size)
+
+    def submit() -> None:
+        encoder = device.create_command_encoder()
+        for turn in range(count):
+            copies.record(encoder, turn)
+        device.queue.submit([encoder.finish()])
+        device._poll_wait()
+
+    submit()  # the first time, memory is cleared
+    done, started = 0, time.perf_counter()
+    while time.perf_counter() - started < seconds:
+        submit()
+        done += count * copies.size
+    return done / (time.perf_counter() - started) / 1e9
 
 
 def torch_rate(sources: list[Any], seconds: float) -> float | None:

@@ -14,6 +14,15 @@ void *grab(size_t size) {
     abort();
 }
 
+void *more_of(void *memory, size_t size, size_t wanted) {
+    void *more = grab(wanted);
+    if (size) memcpy(more, memory, size);
+    free(memory);
+    return more;
+}
+
+char *text_of(const char *text) { return strcpy(grab(strlen(text) + 1), text); }
+
 static void destroy(carrier *c) {
     while (c->departures) {
         departure *d = c->departures;
@@ -21,7 +30,12 @@ static void destroy(carrier *c) {
         free_departure(c, d);
     }
     for (size_t i = c->end_taken; i < c->end_count; i++) free(c->ends[i].text);
-    for (uint32_t i = 0; i < c->buffer_count; i++) free(c->buffers[i]);
+    for (uint32_t i = 0; i < c->buffer_count; i++) {
+        if (c->buffers[i] && c->buffers[i]->load) free_departure(c, c->buffers[i]->load);
+        free(c->buffers[i]);
+    }
+    forget_queue(c);
+    free_rings(c);
     for (unsigned i = 0; i < c->group_count; i++) free(c->groups[i]);
     for (uint32_t i = 0; i < c->job_room; i++) free(c->jobs[i]);
     free(c->jobs);
@@ -144,7 +158,10 @@ uint32_t carrier_add_buffer(carrier *c, gpu_handle handle, uint64_t size, uint32
 
 void carrier_forget_buffer(carrier *c, uint32_t index) {
     mutex_lock(&c->lock);
-    if (index < c->buffer_count && c->buffers[index]) c->buffers[index]->forgotten = true;
+    if (index < c->buffer_count && c->buffers[index]) {
+        c->buffers[index]->forgotten = true;
+        forget_lent(c->buffers[index]);
+    }
     c->wants_poll = true;
     wake_gpu(c);
     mutex_unlock(&c->lock);
@@ -166,14 +183,20 @@ void carrier_poll_soon(carrier *c) {
 
 bool carrier_step(carrier *c, int which, uint64_t index) {
     if (which == STEP_COPY) return copy_one(c, index);
+    if (which == STEP_PIECE) return copy_piece(c);
     return which == STEP_DEPART ? depart_ready(c) : poll_once(c);
 }
 
 carrier_counts carrier_count(carrier *c) {
     mutex_lock(&c->lock);
     uint64_t queued = 0;
-    for (departure *d = c->departures; d; d = d->next) queued += d->state == QUEUED;
-    carrier_counts counts = {c->submits, c->polls, c->merged, c->outstanding, queued, c->unfinished_jobs, c->lost, c->idle};
+    double oldest = 0;
+    for (departure *d = c->departures; d; d = d->next) {
+        queued += d->state == QUEUED;
+        if (!oldest && d->group) oldest = now() - d->group->since;
+    }
+    uint64_t unfinished = c->unfinished_jobs + c->unfinished_uploads;
+    carrier_counts counts = {c->submits, c->polls, c->merged, c->outstanding, queued, unfinished, oldest, c->lost, c->idle};
     mutex_unlock(&c->lock);
     return counts;
 }

@@ -31,8 +31,19 @@ typedef struct {
     uint32_t bytes_per_row, rows_per_image;
 } carrier_copy;
 
+// A piece of a whole upload: a block of its data, and the copy that takes it on, whose source is yet to be found. Packed there
+// as well.
 typedef struct {
-    uint64_t serial;  // one more than the departure's before
+    int64_t from;     // bytes from the start of the data
+    uint64_t nbytes;  // of staging memory
+    uint64_t run;     // the rest as a block has it
+    uint32_t swap, dimensions;
+    uint64_t count[BLOCK_DIMENSIONS];
+    int64_t to_step[BLOCK_DIMENSIONS], from_step[BLOCK_DIMENSIONS];
+    carrier_copy copy;
+} carrier_piece;
+
+typedef struct {
     uint32_t lane;    // those of one lane go in order; 0: of none
     bool is_mark;     // submits nothing: it is behind all that went before
     bool is_urgent;   // nobody's own submit overtakes it: see `carrier_settle`
@@ -48,11 +59,12 @@ enum {
     END_LEFT_OUT,  // id: the serial, value: which copy, text: why; comes before its END_MADE
     END_MADE,      // id: the serial
     END_BACK,      // id: the buffer, value: its address, or 0 if it will never be mapped
-    END_REACHED,   // id: the GPU has finished all up to this serial
+    END_REACHED,   // id: the GPU has finished all up to this serial, which the loop was told of
     END_LOST,      // id: the serial that was not submitted, or 0 for the device; text: why
     END_POLLED,    // what `carrier_poll_soon` asked for was done, and what it found has been told
+    END_UPLOAD,    // id: the upload; status: 0, or why not all of it was submitted, text: more; value: its last submit's serial
 };
-enum { JOB_DONE = 0, JOB_CANCELLED = -1, JOB_SHORT = -2 };
+enum { JOB_DONE = 0, JOB_CANCELLED = -1, JOB_SHORT = -2, UPLOAD_LEFT_OUT = -3, UPLOAD_LOST = -4 };
 
 typedef struct {
     uint32_t kind;
@@ -84,11 +96,37 @@ uint64_t carrier_copy_block(carrier *, const block *, void *owner, bool rings);
 uint64_t carrier_read_file(carrier *, uint8_t *to, int file, uint64_t position, uint64_t bytes, void *owner, bool rings);
 bool carrier_cancel(carrier *, uint64_t job);  // false: it has begun, and will end
 void *carrier_owner(carrier *, uint64_t job);  // takes it; of a job whose end was taken
-void carrier_each_owner(carrier *, void (*)(void *owner));  // takes all; no copier may run
+void carrier_each_owner(carrier *, void (*)(void *owner));  // takes all, uploads' too; no copier may run
 
-// → the epoch that must not have changed between a check of what departs and the departure. false: it has
+// → the epoch that must not have changed between a check of what departs and the departure
 uint64_t carrier_epoch(void);
-bool carrier_depart(carrier *, const carrier_departure *, uint64_t epoch);
+// → its serial, one more than the last one's. 0: the epoch has changed
+uint64_t carrier_depart(carrier *, const carrier_departure *, uint64_t epoch);
+
+// Whole uploads go through buffers that a ring has lent, a piece in each or several in one, until all of it was submitted.
+typedef struct ring ring;
+typedef struct upload upload;
+typedef struct {
+    uint32_t lent, idle, most_used;  // buffers
+    uint64_t pieces, bytes, in_flight;
+    uint64_t seals, sealed_bytes, sealed_most, cramped;  // as `StagingStats` has them, and the rest
+    uint64_t stalls, waiting;
+    double stall_seconds;
+} carrier_ring_counts;
+enum { LENT_IDLE, LENT_FILLING, LENT_AWAY };
+
+ring *carrier_add_ring(carrier *);
+void carrier_drop_ring(carrier *, ring *);  // whose buffers were forgotten; with uploads it stays
+void carrier_lend(carrier *, ring *, const uint32_t *buffers, uint32_t count);  // mapped ones
+uint32_t carrier_take_back(carrier *, ring *, uint8_t **address);  // one that is idle, or UINT32_MAX
+void carrier_want(carrier *, ring *, uint32_t count);              // so many more are END_BACK when they come back
+carrier_ring_counts carrier_count_ring(carrier *, ring *);
+int carrier_lent_state(carrier *, uint32_t buffer);
+// All pieces go to one destination, those to a buffer cut into `most` bytes. NULL: the epoch has changed
+upload *carrier_upload(carrier *, ring *, const carrier_piece *, uint32_t count, uint64_t most, const void *data, void *owner,
+                       uint64_t epoch);
+void carrier_cancel_upload(carrier *, upload *);  // of what has not begun
+void *carrier_take_upload(carrier *, upload *);   // → its owner; of one whose end was taken
 void carrier_poll_soon(carrier *);
 void carrier_listen(carrier *);  // ring for every job from now on
 
@@ -106,10 +144,11 @@ bool carrier_is_visited(gpu_handle queue);  // whether somebody submits to it no
 bool carrier_note_error(const char *text);
 
 typedef struct {
-    uint64_t submits, polls, merged, outstanding, queued, unfinished_jobs;
+    uint64_t submits, polls, merged, outstanding, queued, unfinished;  // the last: jobs and uploads
+    double oldest;  // seconds that the oldest submit has been in flight
     bool is_lost, is_idle;
 } carrier_counts;
 carrier_counts carrier_count(carrier *);
 
-enum { STEP_COPY, STEP_DEPART, STEP_POLL };
+enum { STEP_COPY, STEP_PIECE, STEP_DEPART, STEP_POLL };
 bool carrier_step(carrier *, int which, uint64_t index);  // false: nothing to do

@@ -62,18 +62,10 @@ static void silence(carrier *c) {
 void tell(carrier *c, uint32_t kind, int32_t status, uint64_t id, uint64_t value, const char *text, bool rings) {
     if (c->end_count == c->end_room) {
         size_t room = c->end_room ? 2 * c->end_room : 64;
-        carrier_end *more = grab(room * sizeof *more);
-        if (c->end_count) memcpy(more, c->ends, c->end_count * sizeof *more);
-        free(c->ends);
-        c->ends = more;
+        c->ends = more_of(c->ends, c->end_count * sizeof *c->ends, room * sizeof *c->ends);
         c->end_room = room;
     }
-    char *copy = NULL;
-    if (text) {
-        copy = grab(strlen(text) + 1);
-        strcpy(copy, text);
-    }
-    c->ends[c->end_count++] = (carrier_end){kind, status, id, value, now(), copy};
+    c->ends[c->end_count++] = (carrier_end){kind, status, id, value, now(), text ? text_of(text) : NULL};
     if (rings) ring_bell(c);
 }
 

@@ -119,8 +119,7 @@ void leave_out(departure *d, uint32_t copy, const char *why) {
     if (d->copies[copy].left_out) return;
     d->copies[copy].left_out = true;
     if (!d->reasons) d->reasons = grab(d->copy_count * sizeof *d->reasons);
-    d->reasons[copy] = grab(strlen(why) + 1);
-    strcpy(d->reasons[copy], why);
+    d->reasons[copy] = text_of(why);
 }
 
 void leave_out_of(departure *d, const job *j) {
@@ -148,6 +147,9 @@ static void leave_out_everywhere(gpu_handle resource, const char *why) {
         mutex_lock(&c->lock);
         for (departure *d = c->departures; d; d = d->next)
             if (d->state == QUEUED) goes_to(d, resource, why);
+        for (uint32_t i = 0; i < c->buffer_count; i++)
+            if (c->buffers[i] && c->buffers[i]->load) goes_to(c->buffers[i]->load, resource, why);
+        leave_out_uploads(c, resource, why);
         mutex_unlock(&c->lock);
     }
 }
@@ -214,11 +216,29 @@ void carrier_settle(gpu_handle queue) {
 
 // -- departing --
 
+static void note_copy(departure *d, const carrier_copy *copy) {
+    d->touches |= bit_of(copy->to);
+    d->bytes += copy->kind == COPY_TO_BUFFER ? copy->size
+                                             : (uint64_t)copy->bytes_per_row * copy->rows_per_image * copy->extent[2];
+}
+
 static void *copy_of(const void *from, size_t bytes) { return bytes ? memcpy(grab(bytes), from, bytes) : NULL; }
+
+// The upload keeps the destination, and its ring the buffer: nothing of wgpu's is called with the lock.
+void add_copy(departure *d, const carrier_copy *copy, upload *u) {
+    if (d->copy_count == d->copy_room) {
+        uint32_t room = d->copy_room ? 2 * d->copy_room : 4;
+        d->copies = more_of(d->copies, d->copy_room * sizeof *d->copies, room * sizeof *d->copies);
+        d->uploads = more_of(d->uploads, d->copy_room * sizeof *d->uploads, room * sizeof *d->uploads);
+        d->copy_room = room;
+    }
+    d->uploads[d->copy_count] = u;
+    d->copies[d->copy_count++] = *copy;
+    note_copy(d, copy);
+}
 
 static departure *make_departure(carrier *c, const carrier_departure *given) {
     departure *d = grab(sizeof *d);
-    d->serial = given->serial;
     d->lane = given->lane;
     d->is_mark = given->is_mark;
     d->is_urgent = given->is_urgent;
@@ -230,9 +250,7 @@ static departure *make_departure(carrier *c, const carrier_departure *given) {
     d->commands = copy_of(given->commands, given->command_count * sizeof *d->commands);
     for (uint32_t i = 0; i < d->copy_count; i++) {
         const carrier_copy *copy = &d->copies[i];
-        d->touches |= bit_of(copy->to);
-        d->bytes += copy->kind == COPY_TO_BUFFER ? copy->size
-                                                 : (uint64_t)copy->bytes_per_row * copy->rows_per_image * copy->extent[2];
+        note_copy(d, copy);
         (copy->kind == COPY_TO_BUFFER ? c->gpu.keep_buffer : c->gpu.keep_texture)((gpu_handle)(uintptr_t)copy->to);
         c->gpu.keep_buffer((gpu_handle)(uintptr_t)copy->source);
     }
@@ -252,24 +270,30 @@ static void wait_for_jobs(carrier *c, departure *d, const uint64_t *jobs, uint32
     }
 }
 
-bool carrier_depart(carrier *c, const carrier_departure *given, uint64_t checked_at) {
+void queue_departure(carrier *c, departure *d) {
+    d->serial = ++c->serial;
+    c->urgent += d->is_urgent;
+    if (c->last_departure) c->last_departure->next = d;
+    else c->departures = d;
+    c->last_departure = d;
+    d->ready_at = now();
+    if (!d->waiting) wake_gpu(c);
+}
+
+uint64_t carrier_depart(carrier *c, const carrier_departure *given, uint64_t checked_at) {
     departure *d = make_departure(c, given);
+    uint64_t serial = 0;
     mutex_lock(&fate);
-    bool is_current = checked_at == atomic_load(&epoch);
-    if (is_current) {
+    if (checked_at == atomic_load(&epoch)) {
         mutex_lock(&c->lock);
         wait_for_jobs(c, d, given->jobs, given->job_count);
-        c->urgent += d->is_urgent;
-        if (c->last_departure) c->last_departure->next = d;
-        else c->departures = d;
-        c->last_departure = d;
-        d->ready_at = now();
-        if (!d->waiting) wake_gpu(c);
+        queue_departure(c, d);
+        serial = d->serial;
         mutex_unlock(&c->lock);
     }
     mutex_unlock(&fate);
-    if (!is_current) free_departure(c, d);
-    return is_current;
+    if (!serial) free_departure(c, d);
+    return serial;
 }
 
 // -- errors --

@@ -28,6 +28,7 @@ void lose(carrier *c, const char *why) {
     if (!c->lost) {
         c->lost = true;
         tell(c, END_LOST, 0, 0, 0, why, true);
+        leave_out_uploads(c, NULL, why);
         wake_gpu(c);
     }
     mutex_unlock(&c->lock);
@@ -258,18 +259,20 @@ static unsigned choose(carrier *c, departure **list) {
 
 static void free_contents(carrier *c, departure *d) {
     for (uint32_t i = 0; i < d->copy_count; i++) {
+        if (d->reasons) free(d->reasons[i]);
+        if (d->uploads) continue;  // which keep what they need
         const carrier_copy *copy = &d->copies[i];
         (copy->kind == COPY_TO_BUFFER ? c->gpu.release_buffer : c->gpu.release_texture)(handle_of(copy->to));
         c->gpu.release_buffer(handle_of(copy->source));
-        if (d->reasons) free(d->reasons[i]);
     }
     for (uint32_t i = 0; i < d->command_count; i++) c->gpu.release_commands(d->commands[i]);
     free(d->buffers);
     free(d->copies);
+    free(d->uploads);
     free(d->commands);
     free(d->reasons);
     d->copy_count = d->command_count = d->buffer_count = 0;
-    d->buffers = NULL, d->copies = NULL, d->commands = NULL, d->reasons = NULL;
+    d->buffers = NULL, d->copies = NULL, d->uploads = NULL, d->commands = NULL, d->reasons = NULL;
 }
 
 void free_departure(carrier *c, departure *d) {
@@ -278,8 +281,13 @@ void free_departure(carrier *c, departure *d) {
 }
 
 static void tell_made(carrier *c, departure *d, bool made) {
+    if (d->uploads) {
+        for (uint32_t i = 0; i < d->copy_count; i++) end_piece(c, d, i, made);
+        return;
+    }
     for (uint32_t i = 0; made && d->reasons && i < d->copy_count; i++)
         if (d->reasons[i]) tell(c, END_LEFT_OUT, 0, d->serial, i, d->reasons[i], true);
+    d->is_told = true;
     if (!made) tell(c, END_LOST, 0, d->serial, 0, "the device was lost before the submit", true);
     else if (!d->is_mark) tell(c, END_MADE, 0, d->serial, 0, NULL, true);
 }
@@ -352,7 +360,8 @@ static void hear_groups(carrier *c) {
     uint64_t reached = c->reached;
     while (c->departures && c->departures->state == DONE && !lost) {
         departure *d = c->departures;
-        reached = d->serial;
+        c->done = d->serial;
+        if (d->is_told) reached = d->serial;
         c->departures = d->next;
         if (!c->departures) c->last_departure = NULL;
         free(d);
@@ -374,7 +383,7 @@ static void take_buffer(carrier *c, staging *b) {
         b->state = READY;
     }
     mutex_lock(&c->lock);
-    tell(c, END_BACK, 0, b->index, (uint64_t)(uintptr_t)b->address, NULL, true);
+    if (!b->address || !lend_again(c, b)) tell(c, END_BACK, 0, b->index, (uint64_t)(uintptr_t)b->address, NULL, true);
     mutex_unlock(&c->lock);
     carrier_unvisit(NULL);
 }

@@ -26,15 +26,25 @@ job *find_job(carrier *c, uint64_t id) {
 static uint32_t free_slot(carrier *c) {
     if (c->job_count == c->job_room) {
         uint32_t room = c->job_room ? 2 * c->job_room : 64;
-        job **more = grab(room * sizeof *more);
-        if (c->job_room) memcpy(more, c->jobs, c->job_room * sizeof *more);
-        free(c->jobs);
-        c->jobs = more;
+        c->jobs = more_of(c->jobs, c->job_room * sizeof *c->jobs, room * sizeof *c->jobs);
         c->job_room = room;
     }
     uint32_t slot = (uint32_t)(c->jobs_made % c->job_room);
     while (c->jobs[slot]) slot = (slot + 1) % c->job_room;
     return slot;
+}
+
+// Who wakes up wakes others, as long as there is something for them: the loop pays for few.
+void wake_copiers(carrier *c, uint64_t most) {
+    for (uint64_t i = 0; i < most && i < c->idle_copiers; i++) condition_wake(&c->work);
+}
+
+void queue_job(carrier *c, job *j) {
+    j->shares = j->file < 0 ? block_shares(&j->block, SHARE) : (j->bytes + SHARE - 1) / SHARE;
+    c->unfinished_jobs++;
+    if (c->last_job) c->last_job->next = j;
+    else c->first_job = j;
+    c->last_job = j;
 }
 
 static uint64_t add_job(carrier *c, job *j) {
@@ -43,11 +53,8 @@ static uint64_t add_job(carrier *c, job *j) {
     uint64_t id = j->id = (++c->jobs_made << 32) | (slot + 1);
     c->jobs[slot] = j;
     c->job_count++;
-    c->unfinished_jobs++;
-    if (c->last_job) c->last_job->next = j;
-    else c->first_job = j;
-    c->last_job = j;
-    for (uint64_t i = 0; i < j->shares && i < c->copiers; i++) condition_wake(&c->work);
+    queue_job(c, j);
+    wake_copiers(c, 1);
     mutex_unlock(&c->lock);
     return id;
 }
@@ -56,7 +63,6 @@ uint64_t carrier_copy_block(carrier *c, const block *b, void *owner, bool rings)
     job *j = grab(sizeof *j);
     j->block = *b;
     j->file = -1;
-    j->shares = block_shares(b, SHARE);
     j->owner = owner;
     j->rings = rings;
     return add_job(c, j);
@@ -68,7 +74,6 @@ uint64_t carrier_read_file(carrier *c, uint8_t *to, int file, uint64_t position,
     j->file = file;
     j->position = position;
     j->bytes = bytes;
-    j->shares = (bytes + SHARE - 1) / SHARE;
     j->owner = owner;
     j->rings = rings;
     return add_job(c, j);
@@ -89,6 +94,11 @@ static void unqueue(carrier *c, job *j) {
 static void end_job(carrier *c, job *j) {
     j->ended = true;
     c->unfinished_jobs--;
+    if (j->upload) {
+        piece_copied(c, j);
+        free(j);
+        return;
+    }
     departure *d = j->waits;
     if (d) {
         j->waits = NULL;
@@ -127,14 +137,24 @@ void *carrier_owner(carrier *c, uint64_t id) {
     return owner;
 }
 
+void forget_queue(carrier *c) {
+    while (c->first_job) {
+        job *j = c->first_job;
+        c->first_job = j->next;
+        if (j->upload) free(j);  // in no table
+    }
+    c->last_job = NULL;
+}
+
 void carrier_each_owner(carrier *c, void (*take)(void *)) {
+    forget_queue(c);
     for (uint32_t i = 0; i < c->job_room; i++) {
         if (c->jobs[i] && c->jobs[i]->owner) take(c->jobs[i]->owner);
         free(c->jobs[i]);
         c->jobs[i] = NULL;
     }
-    c->first_job = c->last_job = NULL;
     c->job_count = 0;
+    each_upload_owner(c, take);
 }
 
 // -- doing them --
@@ -172,6 +192,7 @@ static int do_share(const job *j, uint64_t index) {
 static void run_share(carrier *c, job *j) {
     uint64_t index = j->begun++;
     if (j->begun >= j->shares) unqueue(c, j);
+    if (c->first_job || pieces_wait(c)) wake_copiers(c, 1);
     mutex_unlock(&c->lock);
     int status = index < j->shares ? do_share(j, index) : JOB_DONE;  // an empty job has no share, and ends all the same
     mutex_lock(&c->lock);
@@ -186,23 +207,38 @@ THREAD_RESULT copier_main(void *with) {
 #endif
     mutex_lock(&c->lock);
     while (!c->stopping) {
-        if (c->first_job) run_share(c, c->first_job);
-        else condition_wait(&c->work, &c->lock);
+        if (c->first_job || begin_piece(c)) {
+            run_share(c, c->first_job);
+            continue;
+        }
+        c->idle_copiers++;
+        condition_wait(&c->work, &c->lock);
+        c->idle_copiers--;
     }
     end_thread(c);
     return 0;
+}
+
+// With the lock.
+static bool copy_whole(carrier *c, job *j) {
+    if (!j) return false;
+    uint64_t left = j->shares ? j->shares - j->begun : 1;
+    while (left--) run_share(c, j);  // it may be gone with the last
+    return true;
 }
 
 bool copy_one(carrier *c, uint64_t index) {
     mutex_lock(&c->lock);
     job *j = c->first_job;
     while (j && index--) j = j->next;
-    bool found = j != NULL;
-    while (j && !j->ended) {
-        uint64_t id = j->id;
-        run_share(c, j);
-        j = find_job(c, id);
-    }
+    bool found = copy_whole(c, j);
+    mutex_unlock(&c->lock);
+    return found;
+}
+
+bool copy_piece(carrier *c) {
+    mutex_lock(&c->lock);
+    bool found = begin_piece(c) && copy_whole(c, c->last_job);
     mutex_unlock(&c->lock);
     return found;
 }

@@ -37,10 +37,31 @@ static bool address_of(PyObject *number, void *into) {
 
 // -- owners of what jobs read: exported buffers of Python objects --
 
+static Py_buffer *owner_of(PyObject *data) {
+    Py_buffer *owner = calloc(1, sizeof *owner);
+    if (!owner) PyErr_NoMemory();
+    else if (PyObject_GetBuffer(data, owner, PyBUF_STRIDED_RO) == 0) return owner;
+    free(owner);
+    return NULL;
+}
+
 static void release_owner(void *owner) {
     if (!owner) return;
     PyBuffer_Release(owner);
     free(owner);
+}
+
+// Numbers of a tuple, in memory that `free` takes back; NULL with an error, or when there is none.
+static void *numbers(PyObject *tuple, size_t width, uint32_t *count) {
+    *count = (uint32_t)PyTuple_Size(tuple);
+    char *into = calloc(*count ? *count : 1, width);
+    for (uint32_t i = 0; into && i < *count; i++) {
+        uint64_t number = PyLong_AsUnsignedLongLong(PyTuple_GetItem(tuple, i));
+        uint32_t half = (uint32_t)number;
+        memcpy(into + i * width, width == 4 ? (void *)&half : (void *)&number, width);
+    }
+    if (!into) PyErr_NoMemory();
+    return into;
 }
 
 // -- life --
@@ -148,6 +169,7 @@ static PyObject *Carrier_ends(PyObject *self, PyObject *unused) {
         for (size_t i = 0; i < count; i++) {
             carrier_end *e = &ends[i];
             if (e->kind == END_JOB) release_owner(carrier_owner(c, e->id));
+            if (e->kind == END_UPLOAD) release_owner(carrier_take_upload(c, (upload *)(uintptr_t)e->id));
             PyObject *end = list ? Py_BuildValue("IiKKdz", e->kind, (int)e->status, (unsigned long long)e->id,
                                                  (unsigned long long)e->value, at - e->at, e->text)
                                  : NULL;
@@ -211,12 +233,8 @@ static PyObject *Carrier_copy(PyObject *self, PyObject *args) {
     unsigned int swap;
     int rings;
     if (!PyArg_ParseTuple(args, "OKO!Ip:copy", &data, &to, &PyTuple_Type, &steps, &swap, &rings)) return NULL;
-    Py_buffer *owner = calloc(1, sizeof *owner);
-    if (!owner) return PyErr_NoMemory();
-    if (PyObject_GetBuffer(data, owner, PyBUF_STRIDED_RO) < 0) {
-        free(owner);
-        return NULL;
-    }
+    Py_buffer *owner = owner_of(data);
+    if (!owner) return NULL;
     block b = {.to = (uint8_t *)(uintptr_t)to, .swap = swap};
     if (!block_of(owner, steps, &b)) {
         release_owner(owner);
@@ -240,53 +258,143 @@ static PyObject *Carrier_cancel(PyObject *self, PyObject *job) {
     return truth(carrier_cancel(c, id));
 }
 
-// -- departures --
+// -- whole uploads --
 
-// Numbers of a tuple, in memory that `free` takes back; NULL with an error, or when there is none.
-static void *numbers(PyObject *tuple, size_t width, uint32_t *count) {
-    *count = (uint32_t)PyTuple_Size(tuple);
-    char *into = calloc(*count ? *count : 1, width);
-    for (uint32_t i = 0; into && i < *count; i++) {
-        uint64_t number = PyLong_AsUnsignedLongLong(PyTuple_GetItem(tuple, i));
-        uint32_t half = (uint32_t)number;
-        memcpy(into + i * width, width == 4 ? (void *)&half : (void *)&number, width);
-    }
-    if (!into) PyErr_NoMemory();
-    return into;
+static PyObject *Carrier_add_ring(PyObject *self, PyObject *unused) {
+    (void)unused;
+    SELF;
+    return PyLong_FromVoidPtr(carrier_add_ring(c));
 }
+
+static PyObject *Carrier_drop_ring(PyObject *self, PyObject *number) {
+    SELF;
+    ring *r;
+    if (!address_of(number, &r)) return NULL;
+    carrier_drop_ring(c, r);
+    return none();
+}
+
+static PyObject *Carrier_lend(PyObject *self, PyObject *args) {
+    SELF;
+    PyObject *buffers;
+    unsigned long long at;
+    uint32_t count;
+    if (!PyArg_ParseTuple(args, "KO!:lend", &at, &PyTuple_Type, &buffers)) return NULL;
+    uint32_t *indices = numbers(buffers, 4, &count);
+    if (indices && !PyErr_Occurred()) carrier_lend(c, (ring *)(uintptr_t)at, indices, count);
+    free(indices);
+    return PyErr_Occurred() ? NULL : none();
+}
+
+static PyObject *Carrier_take_back(PyObject *self, PyObject *number) {
+    SELF;
+    ring *r;
+    uint8_t *address = NULL;
+    if (!address_of(number, &r)) return NULL;
+    uint32_t index = carrier_take_back(c, r, &address);
+    if (index == UINT32_MAX) return none();
+    return Py_BuildValue("IK", index, (unsigned long long)(uintptr_t)address);
+}
+
+static PyObject *Carrier_want(PyObject *self, PyObject *args) {
+    SELF;
+    unsigned long long at;
+    unsigned int count;
+    if (!PyArg_ParseTuple(args, "KI:want", &at, &count)) return NULL;
+    carrier_want(c, (ring *)(uintptr_t)at, count);
+    return none();
+}
+
+static PyObject *Carrier_ring_counts(PyObject *self, PyObject *number) {
+    SELF;
+    ring *r;
+    if (!address_of(number, &r)) return NULL;
+    carrier_ring_counts n = carrier_count_ring(c, r);
+    return Py_BuildValue("IIIKKKKKKKKKd", n.lent, n.idle, n.most_used, n.pieces, n.bytes, n.in_flight, n.seals, n.sealed_bytes,
+                         n.sealed_most, n.cramped, n.stalls, n.waiting, n.stall_seconds);
+}
+
+static PyObject *Carrier_lent_state(PyObject *self, PyObject *number) {
+    SELF;
+    unsigned long index = PyLong_AsUnsignedLong(number);
+    if (PyErr_Occurred()) return NULL;
+    return PyLong_FromLong(carrier_lent_state(c, (uint32_t)index));
+}
+
+static PyObject *Carrier_upload(PyObject *self, PyObject *args) {
+    SELF;
+    unsigned long long at, most, epoch;
+    PyObject *data;
+    const char *pieces;
+    Py_ssize_t length;
+    if (!PyArg_ParseTuple(args, "KOy#KK:upload", &at, &data, &pieces, &length, &most, &epoch)) return NULL;
+    if (!length || length % (Py_ssize_t)sizeof(carrier_piece))
+        return PyErr_Format(PyExc_ValueError, "a piece has %zu bytes", sizeof(carrier_piece));
+    Py_buffer *owner = owner_of(data);
+    if (!owner) return NULL;
+    upload *u = carrier_upload(c, (ring *)(uintptr_t)at, (const carrier_piece *)pieces,
+                               (uint32_t)((size_t)length / sizeof(carrier_piece)), most, owner->buf, owner, epoch);
+    if (!u) release_owner(owner);
+    return PyLong_FromVoidPtr(u);
+}
+
+static PyObject *Carrier_upload_bytes(PyObject *self, PyObject *args) {
+    SELF;
+    unsigned long long at, start, nbytes, to, to_offset, most, epoch;
+    PyObject *data;
+    if (!PyArg_ParseTuple(args, "KOKKKKKK:upload_bytes", &at, &data, &start, &nbytes, &to, &to_offset, &most, &epoch))
+        return NULL;
+    Py_buffer *owner = owner_of(data);
+    if (!owner) return NULL;
+    carrier_piece piece = {.from = (int64_t)start, .nbytes = nbytes, .run = nbytes,
+                           .copy = {.kind = COPY_TO_BUFFER, .to = to, .to_offset = to_offset, .size = nbytes}};
+    upload *u = carrier_upload(c, (ring *)(uintptr_t)at, &piece, 1, most, owner->buf, owner, epoch);
+    if (!u) release_owner(owner);
+    return PyLong_FromVoidPtr(u);
+}
+
+static PyObject *Carrier_cancel_upload(PyObject *self, PyObject *number) {
+    SELF;
+    upload *u;
+    if (!address_of(number, &u)) return NULL;
+    carrier_cancel_upload(c, u);
+    return none();
+}
+
+// -- departures --
 
 static PyObject *Carrier_depart(PyObject *self, PyObject *args) {
     SELF;
-    unsigned long long serial, epoch;
+    unsigned long long epoch;
     unsigned int lane;
     int is_mark, is_urgent;
     PyObject *buffers, *commands, *jobs;
     const char *copies;
     Py_ssize_t length;
-    if (!PyArg_ParseTuple(args, "KIppO!y#O!O!K:depart", &serial, &lane, &is_urgent, &is_mark, &PyTuple_Type, &buffers, &copies, &length,
+    if (!PyArg_ParseTuple(args, "IppO!y#O!O!K:depart", &lane, &is_urgent, &is_mark, &PyTuple_Type, &buffers, &copies, &length,
                           &PyTuple_Type, &commands, &PyTuple_Type, &jobs, &epoch))
         return NULL;
     if (length % (Py_ssize_t)sizeof(carrier_copy)) {
         PyErr_Format(PyExc_ValueError, "a copy has %zu bytes", sizeof(carrier_copy));
         return NULL;
     }
-    carrier_departure d = {.serial = serial, .lane = lane, .is_mark = is_mark, .is_urgent = is_urgent};
+    carrier_departure d = {.lane = lane, .is_mark = is_mark, .is_urgent = is_urgent};
     uint32_t *buffer_numbers = numbers(buffers, 4, &d.buffer_count);
     gpu_handle *handles = numbers(commands, 8, &d.command_count);
     uint64_t *ids = numbers(jobs, 8, &d.job_count);
-    bool departed = false;
+    uint64_t serial = 0;
     if (!PyErr_Occurred()) {
         d.buffers = buffer_numbers;
         d.commands = handles;
         d.jobs = ids;
         d.copies = (const carrier_copy *)copies;
         d.copy_count = (uint32_t)((size_t)length / sizeof(carrier_copy));
-        departed = carrier_depart(c, &d, epoch);
+        serial = carrier_depart(c, &d, epoch);
     }
     free(buffer_numbers);
     free(handles);
     free(ids);
-    return PyErr_Occurred() ? NULL : truth(departed);
+    return PyErr_Occurred() ? NULL : PyLong_FromUnsignedLongLong(serial);
 }
 
 static PyObject *Carrier_poll_soon(PyObject *self, PyObject *unused) {
@@ -318,9 +426,9 @@ static PyObject *Carrier_counts(PyObject *self, PyObject *unused) {
     (void)unused;
     SELF;
     carrier_counts n = carrier_count(c);
-    return Py_BuildValue("{sKsKsKsKsKsKsNsNsI}", "submits", n.submits, "polls", n.polls, "merged", n.merged, "outstanding",
-                         n.outstanding, "queued", n.queued, "jobs", n.unfinished_jobs, "is_lost", truth(n.is_lost), "is_idle",
-                         truth(n.is_idle), "threads", carrier_threads(c));
+    return Py_BuildValue("{sKsKsKsKsKsKsdsNsNsI}", "submits", n.submits, "polls", n.polls, "merged", n.merged, "outstanding",
+                         n.outstanding, "queued", n.queued, "unfinished", n.unfinished, "oldest", n.oldest, "is_lost",
+                         truth(n.is_lost), "is_idle", truth(n.is_idle), "threads", carrier_threads(c));
 }
 
 static PyMethodDef Carrier_methods[] = {
@@ -336,8 +444,19 @@ static PyMethodDef Carrier_methods[] = {
     {"copy", Carrier_copy, METH_VARARGS, "(data, address, steps, swap, rings) → job."},
     {"read", Carrier_read, METH_VARARGS, "(address, file, position, bytes, rings) → job."},
     {"cancel", Carrier_cancel, METH_O, "Whether the job had not begun, and never will."},
+    {"add_ring", Carrier_add_ring, METH_NOARGS, "→ a number for those below."},
+    {"drop_ring", Carrier_drop_ring, METH_O, "Whose buffers were forgotten."},
+    {"lend", Carrier_lend, METH_VARARGS, "(ring, buffers): mapped ones, for its uploads."},
+    {"take_back", Carrier_take_back, METH_O, "(ring) → (buffer, address) of one that nobody uses, or None."},
+    {"want", Carrier_want, METH_VARARGS, "(ring, count): that many of those that come back are to be BACK."},
+    {"ring_counts", Carrier_ring_counts, METH_O, "carrier_ring_counts, in order."},
+    {"lent_state", Carrier_lent_state, METH_O, "LENT_IDLE, LENT_FILLING or LENT_AWAY."},
+    {"upload", Carrier_upload, METH_VARARGS, "(ring, data, pieces, most, epoch) → upload; 0: something is gone since the epoch."},
+    {"upload_bytes", Carrier_upload_bytes, METH_VARARGS,
+     "(ring, contiguous data, start, bytes, buffer, offset, most, epoch) → upload, likewise."},
+    {"cancel_upload", Carrier_cancel_upload, METH_O, "Begin no more of it."},
     {"depart", Carrier_depart, METH_VARARGS,
-     "(serial, lane, is urgent, is mark, buffers, copies, command buffers, jobs, epoch); False: something is gone since the epoch."},
+     "(lane, is urgent, is mark, buffers, copies, command buffers, jobs, epoch) → serial; 0: something is gone since the epoch."},
     {"listen", Carrier_listen, METH_NOARGS, "Ring for the end of every job from now on."},
     {"poll_soon", Carrier_poll_soon, METH_NOARGS, "Have the GPU thread poll."},
     {"step", Carrier_step, METH_VARARGS, "Make one step of a carrier without threads."},
@@ -496,8 +615,9 @@ static int module_exec(PyObject *module) {
         const char *name;
         int value;
     } constants[] = {{"JOB", END_JOB},         {"LEFT_OUT", END_LEFT_OUT}, {"MADE", END_MADE},     {"BACK", END_BACK},
-                     {"REACHED", END_REACHED}, {"LOST", END_LOST},         {"POLLED", END_POLLED}, {"COPY", STEP_COPY},
-                     {"DEPART", STEP_DEPART},  {"POLL", STEP_POLL}};
+                     {"REACHED", END_REACHED}, {"LOST", END_LOST},         {"POLLED", END_POLLED}, {"COPY", STEP_COPY},     {"PIECE", STEP_PIECE},
+                     {"DEPART", STEP_DEPART},  {"POLL", STEP_POLL},        {"UPLOAD", END_UPLOAD}, {"LENT_IDLE", LENT_IDLE},
+                     {"LENT_FILLING", LENT_FILLING}, {"LENT_AWAY", LENT_AWAY}};
     for (size_t i = 0; !failed && i < sizeof constants / sizeof *constants; i++)
         failed = PyModule_AddIntConstant(module, constants[i].name, constants[i].value);
     return failed;

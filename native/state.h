@@ -1,4 +1,5 @@
-// What the parts of the carrier share: jobs.c fills staging buffers, gpu.c submits and polls, fate.c knows what is gone,
+// What the parts of the carrier share: jobs.c fills staging buffers, gpu.c submits and polls, uploads.c has whole
+// uploads, fate.c knows what is gone,
 // ends.c tells. Each field says under which lock it is used.
 #pragma once
 #include <stdatomic.h>
@@ -8,8 +9,9 @@
 
 typedef struct departure departure;
 typedef struct job job;
+typedef struct staging staging;
 
-enum { SHARE = 1 << 20 };      // bytes of a job that a copy thread takes at a time: several copy one upload
+enum { SHARE = 256 << 10 };    // bytes of a job that a copy thread takes at a time: several copy one upload
 enum { FIRST_MAP = 1 << 20 };  // bytes that the first mapping fills with zeros at a time: nobody can submit meanwhile
 
 struct job {
@@ -23,6 +25,9 @@ struct job {
     bool ended, rings;
     departure *waits;  // for it to end
     void *owner;
+    upload *upload;  // that it is a piece of; such a job has no id, and nobody hears of it
+    carrier_piece *piece;
+    staging *into;
 };
 
 enum { QUEUED, TAKEN, SUBMITTED, DONE };
@@ -40,12 +45,14 @@ struct departure {
     uint32_t lane, waiting;  // jobs that are not done
     int state;
     bool is_mark, is_urgent;
+    bool is_told;      // the loop has a serial of it, and hears when that is reached
     double ready_at;   // when the last of them was
     uint64_t touches;  // a bit for each destination, shared by some
     uint64_t bytes;
-    uint32_t buffer_count, copy_count, command_count;
+    uint32_t buffer_count, copy_count, copy_room, command_count;
     uint32_t *buffers;
     carrier_copy *copies;
+    upload **uploads;  // that the copies are pieces of; NULL: the loop made it, and hears of it
     gpu_handle *commands;
     char **reasons;  // of copies that are left out, or NULL
     group *group;
@@ -53,7 +60,7 @@ struct departure {
 
 enum { NEW, READY, ELSEWHERE };
 
-typedef struct {  // a staging buffer; the GPU thread's own, but for `answer`
+struct staging {  // a staging buffer; the GPU thread's own, but for `answer` and what is lent
     carrier *carrier;
     gpu_handle handle;
     uint64_t size, zeroed;
@@ -62,7 +69,14 @@ typedef struct {  // a staging buffer; the GPU thread's own, but for `answer`
     bool asked, forgotten;
     uint8_t *address;
     _Atomic int answer;  // as a group's
-} staging;
+
+    // Under the lock, while it is lent:
+    ring *ring;       // NULL: it is not
+    staging *next;    // that is idle
+    departure *load;  // while it is filled
+    uint64_t head, taken;
+    uint32_t writers;
+};
 
 enum { MOST_BUFFERS = 4096, MOST_COPIERS = 64, ERROR_SIZE = 512 };
 
@@ -78,15 +92,19 @@ struct carrier {
     bool stopping, lost, told;
     bool has_news;  // for the GPU thread: look again before you wait
     bool wants_poll, poll_asked, listens, idle;
-    unsigned copiers, threads;
+    unsigned copiers, idle_copiers, threads;
 
     job *first_job, *last_job;  // with shares that nobody has begun
     job **jobs;                 // by the lower half of their id
     uint32_t job_room, job_count;
     uint64_t jobs_made, unfinished_jobs;
 
+    ring *rings;
+    upload *uploads;  // that were not taken
+    uint64_t unfinished_uploads;
+
     departure *departures, *last_departure;  // by serial, until they are done
-    uint64_t reached;
+    uint64_t serial, done, reached;  // the last that was made, that is done, and that the loop was told of
     unsigned urgent;  // departures that are, and were not submitted
 
     carrier_end *ends;
@@ -106,7 +124,22 @@ struct carrier {
 // jobs.c
 THREAD_RESULT copier_main(void *);
 bool copy_one(carrier *, uint64_t index);
-job *find_job(carrier *, uint64_t id);  // with the lock
+bool copy_piece(carrier *);
+job *find_job(carrier *, uint64_t id);  // with the lock, as all that follows
+void queue_job(carrier *, job *);
+void forget_queue(carrier *);
+void wake_copiers(carrier *, uint64_t most);
+
+// uploads.c, with the lock
+bool begin_piece(carrier *);                 // queues the job of the next that has a place
+void piece_copied(carrier *, job *);
+void end_piece(carrier *, departure *, uint32_t copy, bool made);
+bool lend_again(carrier *, staging *);       // one that is mapped again; false: the loop gets it
+void forget_lent(staging *);
+void leave_out_uploads(carrier *, gpu_handle to, const char *why);  // NULL: all, since the device is lost
+bool pieces_wait(const carrier *);           // and have a place
+void each_upload_owner(carrier *, void (*take)(void *owner));
+void free_rings(carrier *);
 
 // gpu.c
 THREAD_RESULT gpu_main(void *);
@@ -127,6 +160,8 @@ void leave_out(departure *, uint32_t copy, const char *why);
 void leave_out_of(departure *, const job *);  // if it failed, the copies that it was to fill
 extern _Thread_local char *error_place;  // ERROR_SIZE bytes for what wgpu reports in this thread, or NULL
 
+void add_copy(departure *, const carrier_copy *, upload *);
+void queue_departure(carrier *, departure *);  // with the lock
 void free_departure(carrier *, departure *);
 
 // ends.c
@@ -135,6 +170,8 @@ void ring_bell(carrier *);  // with
 void open_bell(carrier *);
 void close_bell(carrier *);
 
+char *text_of(const char *);  // a copy
 void *grab(size_t size);  // zeroed memory; ends the process when there is none, as does everybody else then
+void *more_of(void *memory, size_t size, size_t wanted);  // the same with more room
 void let_go(carrier *);   // of a reference
 void end_thread(carrier *);  // the last that a thread does, with the lock, which it gives back

@@ -46,6 +46,7 @@ class HeldCopies(SimulatedGpu):
                     continue
                 if self.may_copy.is_set():
                     carrier.step(native.COPY)
+                    carrier.step(native.PIECE)
                 carrier.step(native.DEPART)
                 carrier.step(native.POLL)
                 carrier.port.post(carrier.hear)

@@ -68,6 +68,7 @@ class SimulatedTexture:
         self.sample_count = 1
         self.usage = wgpu.TextureUsage.COPY_DST
         self.destroyed = False
+        self.notes: dict[Any, Any] = {}
         block = texel_block(format)
         self.levels = []
         for mip in range(mip_level_count):
@@ -366,6 +367,9 @@ class SimulatedGpu:
 
     def is_resource(self, resource: Any, kind: str) -> bool:
         return isinstance(resource, SimulatedBuffer if kind == "buffer" else SimulatedTexture)
+
+    def notes(self, resource: Any) -> dict[Any, Any] | None:
+        return resource.notes if isinstance(resource, SimulatedTexture) and self.owns(resource) else None
 
     def owns(self, resource: Any) -> bool:
         return getattr(resource, "gpu", None) is self

@@ -112,6 +112,10 @@ class SteppedCarrier(Carrier):
         gpu.jobs[job] = what
         return job
 
+    def _end_upload(self, status: int, number: int, *rest: Any) -> None:
+        self._device.watcher.upload_ends(number, status)
+        super()._end_upload(status, number, *rest)
+
     def _made(self, departure: Any, copies: Any, ago: float) -> None:
         for copy, _ in departure.failures:
             self._device.watcher.left_out(copy)
@@ -143,6 +147,10 @@ class SteppedGpu(SimulatedGpu):
         self._step(native.COPY, index)
         self.watcher.job_done(what)
 
+    def copy_piece(self) -> bool:
+        """Copy a piece of a whole upload, as a thread would. False: there is none, or no place for it."""
+        return self._step(native.PIECE)
+
     def depart(self) -> bool:
         """Submit what may go. False: there is nothing."""
         return self._step(native.DEPART)
@@ -155,8 +163,12 @@ class SteppedGpu(SimulatedGpu):
     def _step(self, which: int, index: int = 0) -> bool:
         with off_the_loop():
             made = self.carrier.step(which, index)
-        self.carrier.port.post(self.carrier.hear)
+        self.heard()
         return made
+
+    def heard(self) -> None:
+        """Have the loop hear of what happened, as the bell would."""
+        self.carrier.port.post(self.carrier.hear)
 
     def poll(self) -> None:
         due = [item for item in self._due if self._lost or item[0] <= self.completed]

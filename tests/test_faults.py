@@ -242,8 +242,8 @@ SCENES = {
     "write_buffer, small": Entry(write_small, 1),
     "write_buffer, copied by a thread": Entry(write_in_a_thread, 1),
     "write_buffer, that waits": Entry(write_small, 1, full),
-    "write_buffer, larger than the ring": Entry(write_more_than_the_ring, 2),
-    "write_texture, larger than the ring": Entry(write_texture, 2),
+    "write_buffer, larger than the ring": Entry(write_more_than_the_ring, 1),
+    "write_texture, larger than the ring": Entry(write_texture, 1),
     "batch, larger than the ring": Entry(batch, 3),
     "frame": Entry(frames, 3),
     "stats": Entry(stats, 1),
@@ -564,16 +564,34 @@ async def test_a_lost_device_ends_every_ring_on_it(gpu: SimulatedGpu, simulated_
             await ring.allocate(4)
 
 
-async def test_an_upload_whose_thread_is_still_copying_when_the_device_is_lost_ends_after_it(
+async def test_a_write_whose_thread_is_still_copying_when_the_device_is_lost_ends_after_it(
     held: HeldCopies, held_ring: OpenRing
 ) -> None:
     ring = await held_ring(inline_size=64)
-    upload = asyncio.ensure_future(ring.write_buffer(held.buffer(BUFFER), 0, bytes(BUFFER)))
-    await until(lambda: ring._engine.under_way)
+
+    async def write() -> None:
+        async with ring.batch() as batch:
+            await batch.write_buffer(held.buffer(BUFFER), 0, bytes(BUFFER))
+
+    upload = asyncio.ensure_future(write())
+    await until(lambda: ring._tracker.carrier.counts["unfinished"])
     held.lose()
     await anyio.sleep(0.02)
     assert not upload.done()
     held.may_copy.set()
+    with anyio.fail_after(30), pytest.raises(aiostage.DeviceLost):
+        await upload
+    with anyio.fail_after(30):
+        await until(lambda: ring.is_closed)
+
+
+async def test_an_upload_that_no_thread_has_begun_when_the_device_is_lost_ends_at_once(
+    held: HeldCopies, held_ring: OpenRing
+) -> None:
+    ring = await held_ring(inline_size=64)
+    upload = asyncio.ensure_future(ring.write_buffer(held.buffer(BUFFER), 0, bytes(BUFFER)))
+    await until(lambda: ring._tracker.carrier.counts["unfinished"])
+    held.destroy_device()
     with anyio.fail_after(30), pytest.raises(aiostage.DeviceLost):
         await upload
     assert ring.is_closed

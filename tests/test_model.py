@@ -63,6 +63,8 @@ MUST_HAPPEN = {
 """What users did and how it ended: a test whose steps no longer reach these would prove nothing."""
 CLOCK = SimpleNamespace(perf_counter=time.perf_counter)
 """What the library takes for the `time` module. Threads of earlier tests may ask it before a machine sets it."""
+LEFT_OUT = -3
+"""Why an upload ended, in the carrier's words: its destination is gone."""
 SCRIBBLE = 0xFFFFFFFF
 """What callers overwrite their data with as soon as they have it back."""
 
@@ -265,6 +267,23 @@ class WatchedEngine(Engine):
         super().fill(place, copy, runs, ended, rings)
         model.given = None
 
+    def upload(self, whole: Any, nbytes: int) -> Any:
+        write = self.model.user_here().writing
+        try:
+            upload = super().upload(whole, nbytes)
+        except aiostage.InvalidCopy:
+            write.refused = write.count
+            raise
+        self.model.carried[upload.number] = write
+        return upload
+
+    def explain(self) -> None:
+        try:
+            super().explain()
+        except aiostage.StallTimeout:
+            assert self.model.hopeless(), "StallTimeout, though a buffer could come back"
+            raise
+
     def depart(self, *args: Any, is_urgent: bool = False, **rest: Any) -> Any:
         self.model.relayed |= is_urgent
         return super().depart(*args, is_urgent=is_urgent, **rest)
@@ -323,6 +342,7 @@ class Model:
         self.encoders: list[Any] = []  # callers' own, not submitted yet
         self.relayed = False
         self.failures = 0  # slots of nobody's that were refused
+        self.carried: dict[int, Write] = {}  # whole uploads that the carrier has
         self.total = self.bytes_total = self.stalled = 0
         self.stall_seconds = 0.0
         self.uncertain: list[int] = []  # sizes of asks that may have been granted in the turn in which they ended
@@ -373,11 +393,13 @@ class Model:
                 pass
             elif self.gpu.jobs:
                 self.gpu.copy()
+            elif self.gpu.copy_piece():
+                pass
             elif self.gpu.in_flight:
                 self.gpu.complete()
             elif self.gpu.outstanding():
                 self.gpu.deliver()
-            else:
+            elif not self.gpu.depart():  # of what is full, as one finds out who looks for a place in it
                 self.run()
                 return
         raise AssertionError("what goes on never ends")
@@ -391,7 +413,7 @@ class Model:
 
     def answered(self, ask: Ask) -> None:
         if self.loop.turns == ask.turn:
-            assert self.ring.stats_nowait().waiters == 0, "served before others who wait"
+            assert self.in_line(self.ring.stats_nowait()) == 0, "served before others who wait"
         else:
             for earlier in self.line[: self.line.index(ask)]:
                 assert earlier.may_be_passed, "a later one was served first"
@@ -485,6 +507,13 @@ class Model:
             if what.jobs == 0:
                 self.moving.subtract((what.held, what.fresh))
 
+    def upload_ends(self, number: int, status: int) -> None:
+        """The loop hears that the carrier is through with a whole upload."""
+        write = self.carried.pop(number)
+        if status == LEFT_OUT:
+            write.refused = write.count - write.submitted
+        assert status or write.is_settled, "an upload ended before all of it was submitted"
+
     def moves(self, held: int, fresh: int) -> None:
         """Copies beside an open slot are about to be moved."""
         for place in self.places:
@@ -526,10 +555,13 @@ class Model:
         if relay is None:
             index = self.gpu.staging.index(source)
             place = next((p for p in self.places if p.buffer == index and 0 <= offset - p.offset < p.size), None)
-            assert place is not None, "submitted a copy out of a place that was given up"
-            nbytes = min(nbytes, place.offset + place.size - offset)
+            is_lent = self.ring._engine.shelf.all[index].phase is buffer.State.LENT
+            assert (place is None) is is_lent, "submitted a copy out of a place that was given up"
+            if place is not None:
+                nbytes = min(nbytes, place.offset + place.size - offset)
         write, first = self._read(copy, done, source, relay, place, is_bad)
-        assert relay is not None or write in place.writes, "a copy reads another's place"
+        has_it = write in place.writes if place is not None else write in self.carried.values()
+        assert relay is not None or has_it, "a copy reads another's place"
         x, y, width, _ = write.box
         assert target is write.target
         if hasattr(copy, "destination_offset"):
@@ -794,7 +826,6 @@ class Model:
         elif isinstance(error, aiostage.StallTimeout):
             assert doing in ("allocate", "stream", "write", "submit"), doing
             assert not self.lost, "StallTimeout, though the device is lost"
-            assert self.hopeless(), "StallTimeout, though a buffer could come back"
         elif isinstance(error, aiostage.FenceTimeout):
             assert doing == "fence" or self.ring._engine.fence_timeout is not None
         elif isinstance(error, aiostage.InvalidCopy) and user is None:
@@ -837,26 +868,33 @@ class Model:
         stats = ring.stats_nowait()
         self.see_line(stats)
         granted = sum(ask.size for ask in self.line if ask.granted)
-        assert stats.bytes_in_flight == sum(place.size for place in self.places) + granted
-        assert stats.buffer_stalls == self.stalled + len(self.line)
-        assert stats.stall_seconds == self.stall_seconds
+        lent = ring._engine.lending.counts
+        assert stats.bytes_in_flight == sum(place.size for place in self.places) + granted + lent.in_flight
+        assert stats.buffer_stalls == self.stalled + len(self.line) + lent.stalls
+        assert stats.stall_seconds == self.stall_seconds + lent.stall_seconds
         assert len(gpu.staging) == stats.ring_count
         assert stats.memory == self.budget.used
         assert 0 <= stats.current_ring_index < stats.ring_count
         assert stats.submits >= gpu.submitted  # some go together
         self.check_states(stats)
         if self.loop.is_idle:
-            assert stats.waiters == len(self.line)
+            assert self.in_line(stats) == len(self.line)
+
+    def in_line(self, stats: Any) -> int:
+        """How many wait for a place; whole uploads wait for buffers, while the carrier has none to give them."""
+        return stats.waiters - self.ring._engine.lending.counts.waiting
 
     def see_line(self, stats: Any) -> None:
         """Learn who has been handed a place and does not run yet: first come, first served."""
         line = [ask for ask in self.line if ask.granted or not (ask.lane is not None and ask.lane.ended)]
-        granted = len(line) - stats.waiters
+        lent = self.ring._engine.lending.counts
+        granted = len(line) - self.in_line(stats)
         for ask in line[: max(0, granted)]:
             ask.granted = True
         expected = self.total + sum(ask.granted for ask in self.line)
-        extra, sizes = stats.allocations_total - expected, sum(ask.size for ask in self.line if ask.granted)
-        more = stats.bytes_total - self.bytes_total - sizes
+        sizes = sum(ask.size for ask in self.line if ask.granted)
+        extra = stats.allocations_total - lent.pieces - expected
+        more = stats.bytes_total - lent.nbytes - self.bytes_total - sizes
         if extra or more:  # handed over and cancelled in one turn
             assert any(sum(some) == more for some in itertools.combinations(self.uncertain, extra)), (extra, more)
             self.total += extra
@@ -873,7 +911,7 @@ class Model:
             assert states[place.buffer] is not AVAILABLE
         for slot in self.foreign:
             assert states[slot.place.buffer] is not AVAILABLE
-        if not stats.waiters:
+        if not self.in_line(stats):
             return
         assert AVAILABLE not in states, "somebody waits while a buffer is free"
         if self.submitting:
@@ -881,7 +919,7 @@ class Model:
         if any(ask.granted for ask in self.line):
             return  # their places count already, and the model learns where when they run
         first = next(ask for ask in self.line if not ask.granted)
-        if first.user.doing in ("allocate", "stream"):
+        if first.user.doing in ("allocate", "stream") and not self.ring._engine.lending.is_starved:
             for index, top in self.tops.items():
                 offset = -(-top // first.alignment) * first.alignment
                 has_room = states[index] is IN_USE and offset + first.size <= self.ring.buffer_size
@@ -901,6 +939,8 @@ class Model:
             asks = [ask for ask in self.line if ask.user is user]
             if asks:
                 assert self.hopeless(), f"{user.doing} waits for a place, and nobody holds the buffers"
+            elif user.writing in self.carried.values():
+                assert self.hopeless(), "an upload waits for a buffer, and nobody holds them"
             elif user.doing in ("submit", "stream"):
                 assert self.slots, "submit waits for nobody"
                 assert AVAILABLE not in self.ring.stats_nowait().buffer_states, "submit waits while a buffer is free"
@@ -1044,7 +1084,7 @@ class Machine(RuleBasedStateMachine):
     @rule(size=SIZES)
     def allocate_nowait(self, size: int) -> None:
         model, states = self.model, self.model.ring.stats_nowait().buffer_states
-        waiters, cursor = model.ring.stats_nowait().waiters, model.ring.stats_nowait().current_ring_index
+        waiters, cursor = model.in_line(model.ring.stats_nowait()), model.ring.stats_nowait().current_ring_index
         try:
             allocation = model.ring.allocate_nowait(size)
         except anyio.WouldBlock:
@@ -1055,7 +1095,7 @@ class Machine(RuleBasedStateMachine):
             assert not waiters, "overtook those who wait"
             model.took(None, allocation, None)
             index = allocation.buffer.index
-            if states[index] is AVAILABLE:  # the next in ring order
+            if states[index] is AVAILABLE and not model.ring._engine.shelf.lent:  # the next in ring order
                 order = [(cursor + i) % len(states) for i in range(len(states))]
                 assert index == next(i for i in order if states[i] is AVAILABLE)
 
@@ -1285,6 +1325,12 @@ class Machine(RuleBasedStateMachine):
         self.model.gpu.copy(pick % len(self.model.gpu.jobs))
         self.model.run(turns)
 
+    @when(lambda model: model.carried)
+    @rule(turns=TURNS)
+    def copy_piece(self, turns: int) -> None:
+        self.model.gpu.copy_piece()
+        self.model.run(turns)
+
     @when(lambda model: model.gpu.carrier.counts["queued"])
     @rule(turns=TURNS)
     def depart(self, turns: int) -> None:
@@ -1295,6 +1341,8 @@ class Machine(RuleBasedStateMachine):
     @rule(pick=st.integers(0, 3))
     def destroy(self, pick: int) -> None:
         self.model.targets[pick].handle.destroy()
+        self.model.gpu.heard()
+        self.model.run()
 
     @rule()
     def settle(self) -> None:

@@ -5,23 +5,28 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import WeakMethod, finalize
 
 from .. import exits, native
-from ..data.copies import Copy
-from ..errors import CannotStartThread, DeviceLost, StagingError
+from ..data.copies import BufferCopy, Copy
+from ..data.pieces import Whole
+from ..errors import CannotStartThread, DeviceLost, InvalidCopy, StagingError
 from ..events import DEBUG, event, logger
 from ..gpu.protocol import Native
 from ..loop import LoopPort
-from .departure import Departure, Source, pack
+from .departure import Departure, Source, pack, pack_pieces
 
 Ended = Callable[[int, BaseException | None], object]
 """Called on the loop with a job and what went wrong with it, or None."""
 
-_CANCELLED, _SHORT = -1, -2
+UploadEnded = Callable[[int, float, "BaseException | None"], object]
+"""Called on the loop with the serial of its last submit (0: there was none), how many seconds ago that was made, and
+why not all of it was submitted, or None."""
+
+_CANCELLED, _SHORT, _LEFT_OUT = -1, -2, -3
 
 
 class Carrier:
@@ -48,6 +53,7 @@ class Carrier:
         self._jobs: dict[int, Ended] = {}
         self._departures: dict[int, tuple[Departure, list[Copy]]] = {}
         self._buffers: dict[int, Callable[[int], object]] = {}
+        self._uploads: dict[int, tuple[Whole, UploadEnded]] = {}
         self._polled: list[Callable[[], object]] = []
         self._steps_here = False  # on the loop, at the interpreter's end
         # Without this carrier, or who has to call it some time would keep what a dead loop was told.
@@ -102,36 +108,104 @@ class Carrier:
         """From now on wake the loop for every job that ends."""
         self._native.listen()
 
-    def depart(self, departure: Departure) -> None:
+    def depart(self, departure: Departure) -> int:
         """Submit as soon as the jobs that fill it are done, and have its buffers mapped again.
 
+        :returns: the value of its fence, one more than that of the departure before.
         :raises StagingError: nothing was done.
         """
-        device, serial = self._device, departure.fence.value
+        device = self._device
         buffers = tuple([buffer.number for buffer in departure.buffers])
         commands = tuple(map(device.handle, departure.command_buffers))
         jobs = tuple(departure.jobs)
-        while True:  # until nothing was destroyed between the check and the departure
+        serial = 0
+        while not serial:  # until nothing was destroyed between the check and the departure
             epoch = native.epoch()
             copies = departure.sift(device)
             records = pack(device, copies)
             what = (departure.lane, departure.is_urgent, False, buffers, records, commands, jobs)
-            if self._native.depart(serial, *what, epoch):
-                break
+            serial = self._native.depart(*what, epoch)
         self._departures[serial] = departure, copies
         self._go_on()
+        return serial
 
-    def mark(self, serial: int) -> None:
-        """Tell when the GPU has finished all that was submitted until now, and nothing that is submitted later."""
-        while not self._native.depart(serial, 0, True, True, (), b"", (), (), native.epoch()):
-            pass
+    def mark(self) -> int:
+        """Tell when the GPU has finished all that was submitted until now, and nothing that is submitted later.
+
+        :returns: the serial that is reached then.
+        """
+        serial = 0
+        while not serial:
+            serial = self._native.depart(0, True, True, (), b"", (), (), native.epoch())
         self._go_on()
+        return serial
 
     def poll(self, polled: Callable[[], object]) -> None:
         """Have the GPU polled now; called when what that found has been told."""
         self._polled.append(polled)
         self._native.poll_soon()
         self._go_on()
+
+    # -- whole uploads --
+
+    def add_ring(self) -> int:
+        """A ring, whose uploads go through the buffers that it lends."""
+        return self._native.add_ring()
+
+    def drop_ring(self, ring: int) -> None:
+        """It is closed, and its buffers were forgotten."""
+        self._native.drop_ring(ring)
+
+    def lend(self, ring: int, buffers: Sequence[Source]) -> None:
+        """Have its uploads use these, which are mapped and empty, until they are taken back."""
+        self._native.lend(ring, tuple([buffer.number for buffer in buffers]))
+        self._go_on()
+
+    def take_back(self, ring: int) -> tuple[int, int] | None:
+        """The number and address of a buffer that no upload uses now."""
+        return self._native.take_back(ring)
+
+    def want(self, ring: int, count: int) -> None:
+        """Have so many of those that are in use come back to the loop: `back` is called for them, as for any other."""
+        self._native.want(ring, count)
+
+    def ring_counts(self, ring: int) -> RingCounts:
+        """What its uploads have done so far."""
+        return RingCounts(*self._native.ring_counts(ring))
+
+    def lent_state(self, buffer: Source) -> int:
+        """`LENT_IDLE`, `LENT_FILLING` or `LENT_AWAY`."""
+        return self._native.lent_state(buffer.number)
+
+    def upload(self, ring: int, whole: Whole, most: int, ended: UploadEnded) -> int:
+        """Cut it into pieces of at most `most` bytes, copy and submit them. Returns a number for it.
+
+        :raises InvalidCopy: the destination was destroyed.
+        """
+        device, copy = self._device, whole.parts[0].copy
+        upload = 0
+        while not upload:
+            epoch = native.epoch()
+            if (reason := device.unusable(copy)) is not None:
+                raise InvalidCopy(f"{copy!r}: {reason}")
+            upload = self._post(ring, whole, most, epoch)
+        self._uploads[upload] = whole, ended
+        self._go_on()
+        return upload
+
+    def _post(self, ring: int, whole: Whole, most: int, epoch: int) -> int:
+        part = whole.parts[0]
+        if type(copy := part.copy) is BufferCopy:
+            where = part.start, part.run, self._device.handle(copy.destination), copy.destination_offset
+            return self._native.upload_bytes(ring, whole.array, *where, most, epoch)
+        records = whole.records or pack_pieces(self._device, whole.parts)
+        return self._native.upload(ring, whole.array, records, most, epoch)
+
+    def cancel_upload(self, upload: int) -> None:
+        """Begin no more of it. What was begun is submitted; its end is told of all the same."""
+        if upload in self._uploads:
+            self._native.cancel_upload(upload)
+            self._port.post(self.hear)
 
     # -- what comes back --
 
@@ -150,6 +224,8 @@ class Carrier:
         elif kind == native.LEFT_OUT:
             departure, copies = self._departures[number]
             departure.fail(copies[value], text or "")
+        elif kind == native.UPLOAD:
+            self._end_upload(status, number, value, ago, text)
         elif kind == native.MADE:
             self._made(*self._departures.pop(number), ago)
         elif kind == native.BACK:
@@ -174,6 +250,21 @@ class Carrier:
             event("submitted", fence=departure.fence.value, buffers=indices, copies=len(departure.copies))
         departure.copies = departure.command_buffers = ()  # nothing keeps the destinations alive any more
         departure.made(departure.failures)
+
+    def _end_upload(self, status: int, number: int, serial: int, ago: float, text: str | None) -> None:
+        whole, ended = self._uploads.pop(number)
+        error: BaseException | None = None
+        if status == 0:
+            self._device.note_use([part.copy for part in whole.parts])
+        elif status == _CANCELLED:
+            error = StagingError("the upload was cancelled before all of it was submitted")
+        elif status == _LEFT_OUT:
+            error = InvalidCopy(f"{whole.parts[0].copy!r}: {text}")
+        else:
+            error = DeviceLost(text or "the device was lost before the submit")
+        if logger.isEnabledFor(DEBUG):
+            event("submitted", fence=serial, upload=number)
+        ended(serial, ago, error)
 
     def _hear_of_loss(self, serial: int, text: str) -> None:
         error = DeviceLost(text if "lost" in text else f"the device was lost: {text}")
@@ -211,23 +302,41 @@ class Carrier:
             time.sleep(0.0001)
             self._go_on()
             return
-        while self._native.step(native.COPY) or self._native.step(native.DEPART):
+        while any(self._native.step(which) for which in (native.COPY, native.PIECE, native.DEPART)):
             pass
         self._native.step(native.POLL)
         self.hear()
         left = self._native.counts()
-        if left["outstanding"] or left["queued"] or left["jobs"]:
+        if left["outstanding"] or left["queued"] or left["unfinished"]:
             time.sleep(0.0001)
             self._go_on()
 
     @property
-    def counts(self) -> dict[str, int]:
+    def counts(self) -> dict[str, Any]:
         """What the threads have done, and have to do."""
         return self._native.counts()
 
     def step(self, which: int, index: int = 0) -> bool:
         """Make a step of the threads' work, where a test makes them. False: there was none to make."""
         return self._native.step(which, index)
+
+
+class RingCounts(NamedTuple):
+    """What a ring's uploads have done: `carrier_ring_counts` in native/carrier.h."""
+
+    lent: int = 0
+    idle: int = 0
+    most_used: int = 0
+    pieces: int = 0
+    nbytes: int = 0
+    in_flight: int = 0
+    seals: int = 0
+    sealed_bytes: int = 0
+    sealed_most: int = 0
+    cramped: int = 0
+    stalls: int = 0
+    waiting: int = 0
+    stall_seconds: float = 0.0
 
 
 class Threads:
@@ -237,7 +346,7 @@ class Threads:
         self._carrier = carrier
 
     def is_alive(self) -> bool:
-        return self._carrier.counts()["threads"] > 0
+        return bool(self._carrier.counts()["threads"])
 
     def join(self, timeout: float | None = None) -> None:
         self._carrier.join(1e9 if timeout is None else timeout)

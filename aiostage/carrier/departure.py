@@ -7,11 +7,13 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from ..data.copies import BufferCopy, Copy, TextureCopy
+from ..data.pieces import Part
 from ..errors import InvalidCopy, StagingError
 from ..gpu.protocol import Native
 
 # carrier_copy in native/carrier.h: keep the two alike.
 _COPY = struct.Struct("<BBBBIQQQQQQ8I")
+_PIECE = struct.Struct("<qQQII5Q5q5q")  # the start of a carrier_piece
 _TO_BUFFER, _TO_TEXTURE = 0, 1
 _ASPECTS = {"all": 1, "stencil-only": 2, "depth-only": 3}
 
@@ -65,7 +67,7 @@ class Departure:
         self.copies = copies
         self.command_buffers = command_buffers
         self.fence = fence
-        """A serial, that has a value."""
+        """A serial; it has its value when this has departed."""
         self.lane = lane
         self.jobs = jobs
         self.is_urgent = is_urgent
@@ -101,9 +103,22 @@ def pack(native: Native, copies: Sequence[Copy]) -> bytes:
     return b"".join([_pack(native, copy, used) for copy in copies])
 
 
+def pack_pieces(native: Native, parts: Sequence[Part]) -> bytes:
+    """The records of an upload's pieces. Any of them may be the first to be submitted."""
+    return b"".join([_pack_piece(part) + _pack(native, part.copy, set()) for part in parts])
+
+
+def _pack_piece(part: Part) -> bytes:
+    axes = len(part.shape)
+    rest = (0,) * (5 - axes)
+    blocks = (*part.shape, *rest, *part.steps, *rest, *part.strides, *rest)
+    return _PIECE.pack(part.start, part.copy.nbytes, part.run, part.swap, axes, *blocks)
+
+
 def _pack(native: Native, copy: Copy, used: set[tuple[int, int]]) -> bytes:
     handle = native.handle
-    source, target = handle(copy.source.handle), handle(copy.destination)
+    source = 0 if copy.source is None else handle(copy.source.handle)  # None: the carrier finds one
+    target = handle(copy.destination)
     if type(copy) is BufferCopy:
         at = (source, copy.offset, target, copy.destination_offset, copy.size)
         return _COPY.pack(_TO_BUFFER, 0, 0, 0, 0, copy.job, *at, 0, 0, 0, 0, 0, 0, 0, 0)

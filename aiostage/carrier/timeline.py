@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import operator
 import threading
 import time
+from bisect import bisect
 from collections import deque
 from collections.abc import Callable
 from functools import partial
@@ -17,6 +19,7 @@ from ..gpu.device import connect
 from ..gpu.protocol import Native
 from ..loop import LoopPort
 from .carrier import Carrier
+from .departure import Departure
 
 
 class Serial:
@@ -96,10 +99,13 @@ class Timeline(Generic[S]):
         self.native: Native = connect(device)
         self.port = LoopPort()
         self._pending: deque[S] = deque()  # in the order of their values
-        self.order = threading.RLock()  # held from a promise to its departure, which have one order
+        self.order = (
+            threading.RLock()
+        )  # held from a departure until its fence is pending: a garbage collection may depart as well
         self._value = 0
         self.completed = 0
-        """The value of the newest fence that the GPU has reached, as far as the loop has heard."""
+        """The newest value that the GPU has reached, as far as the loop has heard."""
+        self._lost: StagingError | None = None
         self._newest_at = 0.0  # when the GPU reached it
         self._latencies: deque[float] = deque(maxlen=256)
         self._users = 1
@@ -143,27 +149,33 @@ class Timeline(Generic[S]):
         On a lost device it fails with DeviceLost.
         """
         with holding(self.order):
-            fence = self.promise()
-            self.carrier.mark(fence.value)
+            return self._add(self.carrier.mark())
+
+    def depart(self, departure: Departure) -> None:
+        """Have it depart, with its fence pending from then on."""
+        with holding(self.order):
+            self._add(self.carrier.depart(departure), departure.fence)
+
+    def submitted(self, value: int, ago: float) -> S:
+        """A fence for what was submitted so long ago, with this serial."""
+        self._value = max(self._value, value)
+        is_newest = not self._pending or self._pending[-1].value < value
+        fence = self._add(value) if is_newest and value > self.completed and self._lost is None else self.fence(value)
+        fence.inserted_at = min(fence.inserted_at, time.perf_counter() - ago)
         return fence
 
-    def promise(self) -> S:
-        """A fence for work that is about to depart with its value, before `order` is given back; else `withdraw` it."""
-        fence = self.make()
-        self._value += 1
-        fence.value = self._value
-        self._pending.append(fence)
+    def _add(self, value: int, fence: S | None = None) -> S:
+        if fence is None:
+            fence = self.make()
+        fence.value = value
+        self._value = max(self._value, value)
+        if not self._pending or self._pending[-1].value < value:
+            self._pending.append(fence)
+        else:
+            self._pending.insert(bisect(self._pending, value, key=_value_of), fence)
         if logger.isEnabledFor(DEBUG):
-            event("fence_inserted", fence=fence.value)
+            event("fence_inserted", fence=value)
         return fence
-
-    def withdraw(self, fence: S, error: DeviceLost) -> None:
-        """A fence's work was not submitted."""
-        if fence in self._pending:
-            self._pending.remove(fence)
-        if not fence.done():
-            fence._complete(error)
-        self._stop_if_over()
 
     def make(self) -> S:
         """A serial without a value yet."""
@@ -177,10 +189,11 @@ class Timeline(Generic[S]):
         while self._pending and self._pending[0].value <= value:
             done = self._pending.popleft()
             done._complete(None, max(at, done.inserted_at))
-            self.completed = done.value
             self._latencies.append(done.elapsed)
             if logger.isEnabledFor(DEBUG):
                 event("fence_done", fence=done.value, elapsed=done.elapsed)
+        if self._lost is None:
+            self.completed = value
         self._stop_if_over()
 
     def fence(self, value: int) -> S:
@@ -193,6 +206,8 @@ class Timeline(Generic[S]):
         for fence in self._pending:
             if fence.value == value:
                 return fence
+        if value > self.completed and self._lost is None:  # of an upload, who has not asked for one
+            return self._add(value)
         fence = self.make()
         fence.value = value
         fence._complete(None if value <= self.completed else DeviceLost(f"the device was lost before fence {value}"))
@@ -231,9 +246,13 @@ class Timeline(Generic[S]):
             self._end()
 
     def _fail(self, error: StagingError) -> None:
+        self._lost = error
         while self._pending:
             self._pending.popleft()._complete(DeviceLost(*error.args))
         self._stop_if_over()
+
+
+_value_of: Callable[[Serial], int] = operator.attrgetter("value")
 
 
 def _end(stop: Callable[[], object], native: Native) -> None:

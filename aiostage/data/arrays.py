@@ -214,12 +214,12 @@ def texel_runs(source: Blocks, stride: int) -> list[Run] | None:
         items = items.view(f"V{items.itemsize}")
         if swap != items.itemsize:
             return None
-    return [Run(_opaque(items), 0, _row_steps(items, stride), swap)]
+    return [Run(_opaque(items), 0, row_steps(items.shape, items.itemsize, stride), swap)]
 
 
-def _row_steps(items: Array, stride: int) -> tuple[int, ...]:
+def row_steps(shape: tuple[int, ...], itemsize: int, stride: int) -> tuple[int, ...]:
     """Bytes between the items of blocks (layers, block rows, block columns, items) in rows `stride` bytes apart."""
-    return stride * items.shape[1], stride, items.shape[3] * items.itemsize, items.itemsize
+    return stride * shape[1], stride, shape[3] * itemsize, itemsize
 
 
 def copy_texels(memory: Bytes, source: Array, stride: int) -> None:
@@ -229,7 +229,7 @@ def copy_texels(memory: Bytes, source: Array, stride: int) -> None:
         little[...] = source
         source = little
     source = as_items(source)
-    steps = _row_steps(source, stride)
+    steps = row_steps(source.shape, source.itemsize, stride)
     target: Array = np.ndarray(source.shape, source.dtype.newbyteorder("<"), buffer=memory, strides=steps)
     np.copyto(target, source)
 

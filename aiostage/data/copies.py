@@ -102,6 +102,14 @@ class TextureCopy:
         self.rows_per_image = rows_per_image
         self.nbytes = footprint(region, bytes_per_row, rows_per_image)
 
+    def to(self, texture: Any) -> TextureCopy:
+        """The same to another texture, which is like this one's."""
+        copy = TextureCopy.__new__(TextureCopy)
+        for name in TextureCopy.__slots__:
+            setattr(copy, name, getattr(self, name))
+        copy.destination = texture
+        return copy
+
     def __repr__(self) -> str:
         return f"copy of {self.size} texels to {self.origin}, mip level {self.mip_level}, of {self.destination}"
 

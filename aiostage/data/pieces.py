@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from ..errors import AllocationTooLarge, InvalidCopy
 from .arrays import (
+    Array,
     Blocks,
     Bytes,
     Run,
@@ -24,6 +25,7 @@ from .arrays import (
     copy_blocks,
     copy_bytes,
     is_raw,
+    row_steps,
     texel_runs,
 )
 from .copies import (
@@ -58,10 +60,47 @@ class Piece(NamedTuple):
     """The same as `fill`, for threads that know nothing of Python; None: it takes Python."""
 
 
+class Part(NamedTuple):
+    """A window of an array, and where it goes: as far as the carrier needs no Python to copy and submit it."""
+
+    copy: Copy
+    """Without a source, from its offset 0."""
+    start: int
+    """Bytes from the start of the array to the first of `run` bytes, which lie in a row at both ends."""
+    run: int
+    shape: tuple[int, ...]
+    """How many of those there are along each axis; `strides` bytes apart in the array, `steps` in staging memory."""
+    strides: tuple[int, ...]
+    steps: tuple[int, ...]
+    swap: int
+    """As in a `Run`."""
+
+
+class Whole(NamedTuple):
+    """A whole upload that the carrier can cut, copy and submit by itself."""
+
+    array: Array
+    parts: list[Part]
+    """Texels cut to fit in staging buffers; bytes are one, of whatever length."""
+    records: bytes | None = None
+    """All of them as the carrier has them, if that is known; then the first is enough."""
+
+
+class Cut(NamedTuple):
+    """An upload: its pieces, or the same for the carrier."""
+
+    destination: Any
+    nbytes: int
+    """Of staging memory."""
+    pieces: Iterator[Piece]
+    whole: Callable[[], Whole | None]
+    """None: it takes Python."""
+
+
 def from_buffer(
     owner: Any, most: int, buffer: Any, buffer_offset: int, data: Any, data_offset: int, size: int | None
-) -> Iterator[Piece]:
-    """Pieces of `data`'s bytes, in C order, of `most` bytes each. `owner` is the device. :raises InvalidCopy:"""
+) -> Cut:
+    """`data`'s bytes, in C order, in pieces of `most` bytes. `owner` is the device. :raises InvalidCopy:"""
     array = as_items(as_array(data))
     buffer_offset, data_offset = whole(buffer_offset, "buffer_offset"), whole(data_offset, "data_offset")
     if not 0 <= data_offset <= array.nbytes:
@@ -81,7 +120,13 @@ def from_buffer(
                 partial(byte_runs, array, data_offset + start, length),
             )
 
-    return pieces()
+    def whole_bytes() -> Whole | None:
+        if not array.flags.c_contiguous:
+            return None
+        copy = BufferCopy(None, 0, buffer, buffer_offset, nbytes, pin)
+        return Whole(array.reshape(-1).view(np.uint8), [Part(copy, data_offset, nbytes, (), (), (), 0)])
+
+    return Cut(buffer, nbytes, pieces(), whole_bytes)
 
 
 def _buffer_copy(source: Any, offset: int, buffer: Any, target: int, nbytes: int, pin: Any) -> BufferCopy:
@@ -98,8 +143,8 @@ def from_texels(
     data: Any,
     data_layout: Mapping[str, int] | None,
     size: Any,
-) -> Iterator[Piece]:
-    """Pieces of texel rows, padded as they are copied, of `most` bytes at most. :raises InvalidCopy:"""
+) -> Cut:
+    """Texel rows, padded as they are copied, in pieces of `most` bytes at most. :raises InvalidCopy:"""
     resolved = resolve_destination(destination, owner)
     array = as_array(data)
     blocks: Blocks
@@ -114,20 +159,45 @@ def from_texels(
         region = region_of(resolved, size)
         blocks = _lay_out(array, data_layout or {}, region)
     if region.is_empty:
-        return iter(())
-    portion = layers, rows, columns = _portion(region, most)
-    if layers >= blocks.shape[0] and portion[1:] == blocks.shape[1:3]:
-        return iter((_texel_piece(region, blocks),))
-    return _texel_pieces(region, blocks, layers, rows, columns)
+        return Cut(region.texture, 0, iter(()), lambda: None)
+    nbytes = footprint(region, padded_row(region.row_bytes), region.block_rows)
+    portion = _portion(region, most)
+    pieces = (_texel_piece(part, blocks[window]) for part, window in _windows(region, portion))
+    return Cut(region.texture, nbytes, pieces, partial(_whole_texels, region, blocks, portion))
 
 
-def _texel_pieces(region: TextureRegion, blocks: Blocks, layers: int, rows: int, columns: int) -> Iterator[Piece]:
-    for z in range(0, region.size[2], layers):
-        for y in range(0, region.block_rows, rows):
-            for x in range(0, region.block_columns, columns):
-                source = blocks[z : z + layers, y : y + rows, x : x + columns]
-                part = region.part(z, source.shape[0], y, source.shape[1], x, source.shape[2])
-                yield _texel_piece(part, source)
+Window = tuple[slice, slice, slice]
+
+
+def _windows(region: TextureRegion, portion: Triple) -> Iterator[tuple[TextureRegion, Window]]:
+    """Where the region is cut: (part, its layers, block rows and block columns)."""
+    ends = region.size[2], region.block_rows, region.block_columns
+    layers, rows, columns = portion
+    for z in range(0, ends[0], layers):
+        for y in range(0, ends[1], rows):
+            for x in range(0, ends[2], columns):
+                window = (
+                    slice(z, min(z + layers, ends[0])),
+                    slice(y, min(y + rows, ends[1])),
+                    slice(x, min(x + columns, ends[2])),
+                )
+                z_count, y_count, x_count = (part.stop - part.start for part in window)
+                yield region.part(z, z_count, y, y_count, x, x_count), window
+
+
+def _whole_texels(region: TextureRegion, blocks: Blocks, portion: Triple) -> Whole | None:
+    runs = texel_runs(blocks, 0)
+    if runs is None:
+        return None
+    array, _, _, swap = runs[0]
+    parts = []
+    for part, window in _windows(region, portion):
+        stride = padded_row(part.row_bytes)
+        shape = part.size[2], part.block_rows, part.block_columns, array.shape[3]
+        start = sum(axis.start * step for axis, step in zip(window, array.strides, strict=False))
+        copy, steps = _texture_copy(None, 0, part, stride), row_steps(shape, array.itemsize, stride)
+        parts.append(Part(copy, start, array.itemsize, shape, array.strides, steps, swap))
+    return Whole(array, parts)
 
 
 def _texel_piece(part: TextureRegion, source: Blocks) -> Piece:

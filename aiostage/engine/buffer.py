@@ -7,9 +7,11 @@
 | CLOSED | the same, but it takes no more: it is full, or has to depart soon | those |
 | DEPARTING | sealed: nobody writes to it, and its copies are about to be submitted | `load` |
 | AWAY | submitted: the GPU may read it. New ones begin here, until they are mapped | `load`, if it is not new |
+| LENT | the carrier's, for whole uploads: it fills it, submits it and has it mapped again | – |
 | HELD | mapped and empty, but a view that the library cannot end can still write to it | `memory`, `quarantine` |
 
-FREE → FILLING → CLOSED → DEPARTING → AWAY → FREE is the common way. Each arrow is one method of `StagingBuffer`.
+FREE → FILLING → CLOSED → DEPARTING → AWAY → FREE is the common way, FREE → LENT → FREE that of whole uploads. Each
+arrow is one method of `StagingBuffer`.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from __future__ import annotations
 import enum
 import time
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -41,6 +44,7 @@ class State(enum.Enum):
     CLOSED = enum.auto()
     DEPARTING = enum.auto()
     AWAY = enum.auto()
+    LENT = enum.auto()
     HELD = enum.auto()
 
     __hash__ = object.__hash__  # an enum's own is a call of Python
@@ -67,6 +71,7 @@ _PUBLIC = {
     State.CLOSED: BufferState.IN_USE,
     State.DEPARTING: BufferState.FENCED,
     State.AWAY: BufferState.FENCED,
+    State.LENT: BufferState.IN_USE,
     State.HELD: BufferState.FENCED,
 }
 
@@ -212,6 +217,11 @@ class StagingBuffer:
         self._enter(State.FILLING)
         self.load = Load(lane)
 
+    def lend(self) -> None:
+        """FREE → LENT. It comes back as from a trip."""
+        self._enter(State.LENT)
+        self.memory = self.bytes = None
+
     def close(self) -> None:
         """FILLING → CLOSED."""
         if self.phase is not State.CLOSED:
@@ -229,7 +239,7 @@ class StagingBuffer:
             self._enter(State.AWAY)
 
     def come_back(self, address: int) -> None:
-        """DEPARTING, AWAY → FREE or HELD: the GPU is done with it, and it is mapped at this address."""
+        """DEPARTING, AWAY, LENT → FREE or HELD: the GPU is done with it, and it is mapped at this address."""
         self.address = address
         exported = export(address, self.size, self.keep_alive)
         self.memory, self.bytes = np.frombuffer(exported, np.uint8), memoryview(exported).cast("B")
@@ -291,11 +301,12 @@ class StagingBuffer:
 class Shelf:
     """The buffers of a ring: a list for each state, and in ring order."""
 
-    __slots__ = ("all", "cursor", "of")
+    __slots__ = ("all", "cursor", "of", "take_back")
 
     def __init__(self) -> None:
         self.of: dict[State, list[StagingBuffer]] = {state: [] for state in State}
         self.all: list[StagingBuffer] = []  # by index
+        self.take_back: Callable[[], object] | None = None  # has one that is lent be free, if no upload uses it
         self.cursor = 0  # index where the next buffer is looked for, and the current one while it has room
 
     def add(self, handle: Any, size: int) -> None:
@@ -307,8 +318,15 @@ class Shelf:
         """Those that are mapped and empty, as they came."""
         return self.of[State.FREE]
 
+    @property
+    def lent(self) -> list[StagingBuffer]:
+        """Those that whole uploads have."""
+        return self.of[State.LENT]
+
     def next_free(self) -> StagingBuffer | None:
-        """The first of them in ring order, from the cursor on."""
+        """The first of them in ring order, from the cursor on; or one that was lent."""
+        if not self.free and self.lent and self.take_back is not None:
+            self.take_back()
         if not self.free:
             return None
         count = len(self.all)

@@ -6,6 +6,8 @@ How a byte travels:
 2. It is written, and the place ends: `stage` its copies, or `give_up`.
 3. The lane `depart`s: buffers are sealed and handed to the carrier: → DEPARTING → AWAY.
 4. The carrier brings a buffer back: → FREE, and the first in the line is handed its place.
+
+A whole upload of more than `inline_size` bytes has a shorter way: `upload`, see lending.py.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from ..carrier.departure import Departure
 from ..carrier.timeline import Timeline
 from ..data.arrays import Run
 from ..data.copies import Copy
+from ..data.pieces import Whole
 from ..errors import (
     AllocationClosed,
     DeviceLost,
@@ -34,13 +37,13 @@ from ..errors import (
     afresh,
 )
 from ..events import DEBUG, event, logger, report
-from ..exits import holding
 from ..gpu.protocol import Native
 from ..loop import LoopPort
 from . import policy
-from .buffer import NO_TASK, Load, Place, Shelf, StagingBuffer, State
+from .buffer import NO_TASK, BufferState, Load, Place, Shelf, StagingBuffer, State
 from .demand import Demand
 from .lanes import Lane
+from .lending import Lending, Upload
 from .line import Line, Waiter
 from .outcome import Outcome
 from .submission import Submission
@@ -69,6 +72,7 @@ class Engine:
     carrier: Carrier
     native: Native
     buffer_size: int
+    lending: Lending
     port: LoopPort
     timeline: Timeline[Any]
 
@@ -99,6 +103,7 @@ class Engine:
         """Live on the loop of `timeline`, on its device."""
         self.timeline, self.native, self.port = timeline, timeline.native, timeline.port
         self.carrier = timeline.carrier
+        self.lending = Lending(self.shelf, self.line, timeline.carrier, timeline)
         self._logs = logger.isEnabledFor(DEBUG)
 
     def map(self) -> None:
@@ -146,7 +151,9 @@ class Engine:
             return
         if self.under_way and (age := self.under_way[0].fence.elapsed) > self.fence_timeout:
             raise FenceTimeout(f"the GPU is busy; a submit has been waiting for it for {age:.3f} s")
-        if self.timeline.oldest_age() > self.fence_timeout:
+        if self.timeline.oldest_age() > self.fence_timeout or (
+            self.lending.uploads and self.carrier.counts["oldest"] > self.fence_timeout
+        ):
             raise FenceTimeout(f"the GPU has not given a staging buffer back; {self.timeline.describe()}")
 
     def explain(self) -> None:
@@ -171,7 +178,7 @@ class Engine:
         """Likewise the buffer and offset, for bytes that are written and staged in the same breath."""
         if self.line.waiters:
             return None
-        found = policy.place_for(self.shelf, lane, size, alignment, self.inline_size)
+        found = policy.place_for(self.shelf, lane, size, alignment)
         if found is not None:
             self._occupy(found[0], found[1], lane, size)
         return found
@@ -189,7 +196,8 @@ class Engine:
     def _begin(self, lane: Lane, buffer: StagingBuffer) -> None:
         self.shelf.point_at(buffer)
         lane.begin(buffer)
-        self.demand.least_free = min(self.demand.least_free, len(self.shelf.free))
+        idle = self.lending.counts.idle if self.shelf.lent else 0
+        self.demand.least_free = min(self.demand.least_free, len(self.shelf.free) + idle)
 
     def join_line(self, lane: Lane, size: int, alignment: int) -> Waiter:
         """Wait for a place. `leave_line` undoes it."""
@@ -220,11 +228,58 @@ class Engine:
 
     def _serve(self) -> None:
         """Hand places to waiters, first come, first served."""
-        while (served := policy.next_served(self.shelf, self.line, self.inline_size)) is not None:
+        lending = self.lending
+        while (served := policy.next_served(self.shelf, self.line)) is not None:
             waiter, (buffer, offset) = served
             self.line.leave(waiter)
+            if lending.is_for(waiter):
+                lending.lend([buffer])
+                continue
             self._occupy(buffer, offset, waiter.lane, waiter.size)
             waiter.place.end(Place(buffer, offset, waiter.size))
+        lending.ask_back(len(self.line.waiters) + len(self._ways))
+        self._see_to_uploads()
+
+    def _see_to_uploads(self) -> None:
+        if self.lending.see_to_buffers():
+            self.reclaim()
+
+    # -- whole uploads --
+
+    def upload(self, whole: Whole, nbytes: int) -> Upload:
+        """Have the carrier copy and submit it, in pieces if need be.
+
+        :raises InvalidCopy: its destination was destroyed.
+        """
+        if self.uploads.copies:
+            self._flush()  # nothing overtakes what was written before
+        upload = self.lending.post(whole, nbytes, self.buffer_size, self._uploaded)
+        self._see_to_uploads()
+        self.demand.wants(self.lending.nbytes)
+        return upload
+
+    def _uploaded(self, upload: Upload, fence: Any, error: StagingError | None) -> None:
+        if error is not None and self.error is not None and not isinstance(error, InvalidCopy):
+            error = self.error
+        upload.end(fence, error)
+        self._serve()
+        self.changed()
+
+    def state_of(self, buffer: StagingBuffer) -> BufferState:
+        """Where it is in its life, also while the carrier has it."""
+        return self.lending.state_of(buffer) if buffer.phase is State.LENT else buffer.state
+
+    def cancel(self, upload: Upload) -> None:
+        """Begin no more of it; it ends when what was begun is submitted."""
+        self.lending.cancel(upload)
+        self._serve()
+
+    @property
+    def may_stall(self) -> bool:
+        """Whether an upload may wait for what never comes: see `explain`."""
+        return self.lending.is_starved or self.fence_timeout is not None
+
+    # -- places that are filled --
 
     def stage(self, place: Place, copy: Copy) -> None:
         """A place is filled, and this is its copy."""
@@ -327,18 +382,7 @@ class Engine:
         :raises InvalidSubmit: a command buffer is unfit; nothing has changed.
         """
         self.native.claim_command_buffers(command_buffers)
-        with holding(self.timeline.order):
-            return self._depart(lane, buffers, command_buffers, guard, is_urgent)
-
-    def _depart(
-        self,
-        lane: Lane,
-        buffers: Sequence[StagingBuffer],
-        command_buffers: Sequence[Any],
-        guard: Any,
-        is_urgent: bool,
-    ) -> Submission:
-        submission = Submission(buffers, self.timeline.promise())
+        submission = Submission(buffers, self.timeline.make())
         cramped = len(buffers) > 1 or bool(self.line.waiters)
         jobs: list[int] = []
         for buffer in buffers:
@@ -365,9 +409,8 @@ class Engine:
             lost=partial(self._lost, submission),
         )
         try:
-            self.carrier.depart(departure)
+            self.timeline.depart(departure)
         except BaseException as error:  # nobody foresaw it
-            self.timeline.withdraw(submission.fence, DeviceLost(f"a submit failed: {error!r}"))
             self._lost(submission, DeviceLost(f"a submit failed, and with it the ring: {error!r}"))
             self.native.unclaim_command_buffers(command_buffers)
             raise
@@ -406,9 +449,8 @@ class Engine:
         """The turn of the loop is over: its uploads depart, but for buffers that are still being written."""
         self._flush_scheduled = False
         ready = [buffer for buffer in self.uploads.ready() if buffer.load.copies]
-        for group in self.uploads.apart(ready):
-            if self.error is None:
-                self.depart(self.uploads, group)
+        if ready and self.error is None:
+            self.depart(self.uploads, ready)
 
     def close_current(self, lane: Lane) -> StagingBuffer | None:
         """Have the lane's current buffer, or else a free one, take no more places; None: all are on their way."""
@@ -459,6 +501,7 @@ class Engine:
         if decision.target is not None:
             self._begin(lane, decision.target)
             self._move(lane, decision.close[0], decision.target)
+        self.lending.ask_back(len(self.line.waiters) + len(self._ways))
         return None
 
     def _move(self, lane: Lane, held: StagingBuffer, fresh: StagingBuffer) -> None:
@@ -527,7 +570,8 @@ class Engine:
                 if not fence.done():
                     fence.add_done_callback(lambda _: self._back(buffer, address))
                     return
-        self.demand.returns()
+        if buffer.phase is not State.LENT:
+            self.demand.returns()
         if not address:
             self.break_down(DeviceLost("the device was lost with staging buffers in flight"))
             return
@@ -578,7 +622,7 @@ class Engine:
     def threads_are_done(self) -> bool:
         """Whether no thread writes to staging memory, or is about to submit."""
         loads: list[Load] = [buffer.load for buffer in self.shelf.all if buffer.load is not None]
-        return not self.under_way and not any(load.filling or load.jobs for load in loads)
+        return not (self.under_way or self.lending.uploads) and not any(load.filling or load.jobs for load in loads)
 
     # -- ending --
 
@@ -594,6 +638,8 @@ class Engine:
             self.line.leave(waiter)
             waiter.place.end(error=error)
         self._ways.clear()
+        for upload in list(self.lending.uploads):
+            self.lending.cancel(upload)
         if not isinstance(error, RingClosed):  # closing submits what is staged
             self._fail_loads(error)
         self.changed()
@@ -607,6 +653,7 @@ class Engine:
             open_slots = buffer.load is not None and buffer.load.open
             if not open_slots and all(export() is None for export in buffer.exports):
                 self.native.destroy(buffer.handle)
+        self.lending.close()
         self.shelf.clear()
 
     def _fail_loads(self, error: StagingError) -> None:

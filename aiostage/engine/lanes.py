@@ -103,17 +103,6 @@ class Lane:
         stays behind in a buffer that somebody does write to."""
         return self.may_go({b for b in self.buffers if b.load.is_busy or b.is_wanted or not b.load.used})
 
-    def apart(self, ready: list[StagingBuffer]) -> list[list[StagingBuffer]]:
-        """Those of `ready` that may depart one by one, so that nobody waits for a thread's copy into another: what
-        threads still write goes alone, unless something in another goes to the same destination."""
-        groups = [[b for b in ready if not b.load.jobs], *([b] for b in ready if b.load.jobs)]
-        groups = [group for group in groups if group]
-        if len(groups) > 1:
-            targets = {(id(copy.destination), copy.source) for copy in self.copies}
-            if len({target for target, _ in targets}) < len(targets):
-                return [ready]
-        return groups
-
     def may_go(self, staying: set[StagingBuffer]) -> list[StagingBuffer]:
         """Buffers that overtake no copy to a destination of theirs if they depart and `staying` do not."""
         if not staying:

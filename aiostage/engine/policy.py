@@ -1,9 +1,8 @@
 """What to do next, as pure functions from the state of a ring to a value. They change nothing: the engine acts.
 
 - Where does a place come from? From the lane's last buffer while that has room; else from a free one, in ring order;
-  else from any of the lane's with room. Two things make a free buffer better than the last one: an open allocation in
-  it that is old, since a slow producer holds up everybody beside it, and a large upload that a thread copies there,
-  since the two could be copied at once.
+  else from any of the lane's with room. A free buffer is better than the last one if an open allocation in that is old,
+  since a slow producer holds up everybody beside it.
 - Who gets a place that has come free? The first in the line, or nobody: one who wants less does not go ahead.
 - What departs because somebody needs room? Whatever nobody writes to, as long as no copy overtakes an earlier one to
   the same destination: `Lane.ready`.
@@ -38,15 +37,12 @@ class Stay(NamedTuple):
     target: StagingBuffer | None
 
 
-def place_for(shelf: Shelf, lane: Lane, size: int, alignment: int, large: int) -> Take | None:
-    """Where the lane gets a place; None: there is none.
-
-    :param large: bytes above which a thread copies.
-    """
+def place_for(shelf: Shelf, lane: Lane, size: int, alignment: int) -> Take | None:
+    """Where the lane gets a place; None: there is none."""
     if lane.buffers:
         last = lane.buffers[-1]
         offset = last.fits(size, alignment)
-        if offset is not None and not last.load.has_old_place() and not _spreads(shelf, last, size, large):
+        if offset is not None and not last.load.has_old_place():
             return last, offset
     fresh = shelf.next_free()
     if fresh is not None:
@@ -58,20 +54,13 @@ def place_for(shelf: Shelf, lane: Lane, size: int, alignment: int, large: int) -
     return None
 
 
-def next_served(shelf: Shelf, line: Line, large: int) -> tuple[Waiter, Take] | None:
+def next_served(shelf: Shelf, line: Line) -> tuple[Waiter, Take] | None:
     """Who of the line gets which place now: the first, or nobody."""
     waiter = line.first
     if waiter is None:
         return None
-    take = place_for(shelf, waiter.lane, waiter.size, waiter.alignment, large)
+    take = place_for(shelf, waiter.lane, waiter.size, waiter.alignment)
     return take and (waiter, take)
-
-
-def _spreads(shelf: Shelf, buffer: StagingBuffer, size: int, large: int) -> bool:
-    """Whether an upload that threads copy had better not wait in a buffer for another's copy, since most are free."""
-    if size <= large or not buffer.load.jobs:
-        return False
-    return 2 * len(shelf.free) > len(shelf.all)
 
 
 def way_for(shelf: Shelf, lane: Lane, wanted: set[Copy]) -> Go | Stay:

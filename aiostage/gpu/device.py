@@ -304,6 +304,15 @@ class WgpuNative:
     def owns(self, resource: Any) -> bool:
         return getattr(resource, "_device", None) is self.device
 
+    def notes(self, resource: Any) -> dict[Any, Any] | None:
+        try:
+            notes: dict[Any, Any] = resource._aiostage_notes
+        except AttributeError:
+            if not self.owns(resource):
+                return None
+            notes = resource._aiostage_notes = {}
+        return notes if resource._device is self.device else None
+
 
 def _refuse(*args: Any, **kwargs: Any) -> None:
     raise StagingError("a staging buffer is mapped, unmapped and destroyed by its ring alone")

@@ -82,3 +82,6 @@ class Native(Protocol):
         """Whether `resource` is a "buffer" or "texture" of this kind of device."""
 
     def owns(self, resource: Any) -> bool: ...
+
+    def notes(self, resource: Any) -> dict[Any, Any] | None:
+        """Notes about a resource of this device, which live as long as it does; None for anything else."""
