@@ -47,7 +47,8 @@ static uint64_t add_job(carrier *c, job *j) {
     if (c->last_job) c->last_job->next = j;
     else c->first_job = j;
     c->last_job = j;
-    for (uint64_t i = 0; i < j->shares && i < c->copiers; i++) condition_wake(&c->work);
+    uint64_t turns = j->shares ? j->shares : 1;  // an empty job ends by a thread too
+    for (uint64_t i = 0; i < turns && i < c->copiers; i++) condition_wake(&c->work);
     mutex_unlock(&c->lock);
     return id;
 }
