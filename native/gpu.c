@@ -108,7 +108,7 @@ static void find_guilty(carrier *c, departure *d, char *error) {
 
 static staging *staging_of(carrier *c, const departure *d, uint64_t handle) {
     for (uint32_t i = 0; i < d->buffer_count; i++) {
-        staging *b = c->buffers[d->buffers[i]];
+        staging *b = buffer_of(c, d->buffers[i]);
         if (b->handle == handle_of(handle)) return b;
     }
     return NULL;
@@ -193,7 +193,7 @@ static bool submit(carrier *c, departure **list, unsigned count, bool works) {
         for (uint32_t i = 0; i < list[k]->copy_count; i++)
             if (list[k]->copies[i].first_use && !list[k]->copies[i].left_out) use_first(c, list[k], &list[k]->copies[i]);
         for (uint32_t i = 0; i < list[k]->buffer_count; i++) {
-            staging *b = c->buffers[list[k]->buffers[i]];
+            staging *b = buffer_of(c, list[k]->buffers[i]);
             b->state = ELSEWHERE;
             b->address = NULL;
             c->gpu.unmap(b->handle);
@@ -305,7 +305,7 @@ bool depart_ready(carrier *c) {
     if (made) {
         c->merged += count - 1;
         for (unsigned k = 0; k < count; k++)
-            for (uint32_t i = 0; i < list[k]->buffer_count; i++) ask_for_buffer(c, c->buffers[list[k]->buffers[i]]);
+            for (uint32_t i = 0; i < list[k]->buffer_count; i++) ask_for_buffer(c, buffer_of(c, list[k]->buffers[i]));
     }
     mutex_lock(&c->lock);
     for (unsigned k = 0; k < count; k++) {
@@ -374,7 +374,7 @@ static void take_buffer(carrier *c, staging *b) {
         b->state = READY;
     }
     mutex_lock(&c->lock);
-    tell(c, END_BACK, 0, b->index, (uint64_t)(uintptr_t)b->address, NULL, true);
+    tell(c, END_BACK, 0, b->number, (uint64_t)(uintptr_t)b->address, NULL, true);
     mutex_unlock(&c->lock);
     carrier_unvisit(NULL);
 }
@@ -394,7 +394,7 @@ static void hear_buffers(carrier *c) {
             take_buffer(c, b);
         } else {
             mutex_lock(&c->lock);
-            tell(c, END_BACK, 0, b->index, 0, NULL, true);
+            tell(c, END_BACK, 0, b->number, 0, NULL, true);
             mutex_unlock(&c->lock);
         }
     }

@@ -57,7 +57,7 @@ typedef struct {  // a staging buffer; the GPU thread's own, but for `answer`
     carrier *carrier;
     gpu_handle handle;
     uint64_t size, zeroed;
-    uint32_t map_mode, index;
+    uint32_t map_mode, number;
     int state;
     bool asked, forgotten;
     uint8_t *address;
@@ -94,8 +94,8 @@ struct carrier {
     int bell[2];
 
     // The GPU thread's own:
-    staging *buffers[MOST_BUFFERS];  // added under the lock
-    uint32_t buffer_count;
+    staging *buffers[MOST_BUFFERS];  // by the lower bits of their number; added under the lock
+    uint32_t buffer_count, buffers_made;
     group *groups[1024];
     unsigned group_count, in_flight;
     bool holds;
@@ -107,6 +107,9 @@ struct carrier {
 THREAD_RESULT copier_main(void *);
 bool copy_one(carrier *, uint64_t index);
 job *find_job(carrier *, uint64_t id);  // with the lock
+
+// A buffer's number is never another's: what waits to be told of one that was forgotten is not told of the next.
+static inline staging *buffer_of(carrier *c, uint32_t number) { return c->buffers[number % MOST_BUFFERS]; }
 
 // gpu.c
 THREAD_RESULT gpu_main(void *);
