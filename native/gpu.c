@@ -379,6 +379,16 @@ static void take_buffer(carrier *c, staging *b) {
     carrier_unvisit(NULL);
 }
 
+// Whoever destroys it has it forgotten before: so if it is not, it is there until this is over.
+static bool ask_again(carrier *c, staging *b, bool unmaps) {
+    carrier_visit(NULL);
+    bool asks = !b->forgotten;
+    if (asks && unmaps) c->gpu.unmap(b->handle);
+    if (asks) ask_for_buffer(c, b);
+    carrier_unvisit(NULL);
+    return asks;
+}
+
 static void hear_buffers(carrier *c) {
     for (uint32_t i = 0; i < c->buffer_count; i++) {
         staging *b = c->buffers[i];
@@ -386,11 +396,10 @@ static void hear_buffers(carrier *c) {
         if (!answer) continue;
         b->asked = false;
         c->outstanding--;
-        if (answer == 1 && b->zeroed < b->size && !b->forgotten) {
-            b->zeroed += FIRST_MAP;
-            c->gpu.unmap(b->handle);
-            ask_for_buffer(c, b);
-        } else if (answer == 1) {
+        bool is_new = answer == 1 && b->zeroed < b->size;
+        if (is_new) b->zeroed += FIRST_MAP;
+        if (is_new && ask_again(c, b, true)) continue;
+        if (answer == 1) {
             take_buffer(c, b);
         } else {
             mutex_lock(&c->lock);
@@ -423,10 +432,7 @@ bool poll_once(carrier *c) {
         staging *b = c->buffers[i];
         if (!b || b->state != NEW) continue;
         b->state = ELSEWHERE;
-        mutex_lock(&c->lock);
-        bool forgotten = b->forgotten;
-        mutex_unlock(&c->lock);
-        if (!forgotten) ask_for_buffer(c, b);
+        ask_again(c, b, false);
     }
     bool any = c->outstanding > 0;
     double at = now();
@@ -466,12 +472,12 @@ THREAD_RESULT gpu_main(void *with) {
 #endif
     for (;;) {
         mutex_lock(&c->lock);
-        bool stopping = c->stopping;
+        bool stopping = c->stopping, wants_poll = c->wants_poll;
         c->has_news = false;
         mutex_unlock(&c->lock);
         if (stopping) break;
         bool moved = depart_ready(c);
-        if (c->outstanding || c->wants_poll || moved) poll_once(c);
+        if (c->outstanding || wants_poll || moved) poll_once(c);
         if (moved || (c->holds && !c->outstanding)) continue;  // what was held back may go now
         mutex_lock(&c->lock);
         c->idle = !c->outstanding;

@@ -53,13 +53,14 @@ struct departure {
 
 enum { NEW, READY, ELSEWHERE };
 
-typedef struct {  // a staging buffer; the GPU thread's own, but for `answer`
+typedef struct {  // a staging buffer; the GPU thread's own, but for what is atomic
     carrier *carrier;
     gpu_handle handle;
     uint64_t size, zeroed;
     uint32_t map_mode, number;
     int state;
-    bool asked, forgotten;
+    bool asked;
+    _Atomic bool forgotten;
     uint8_t *address;
     _Atomic int answer;  // as a group's
 } staging;
@@ -94,8 +95,9 @@ struct carrier {
     int bell[2];
 
     // The GPU thread's own:
-    staging *buffers[MOST_BUFFERS];  // by the lower bits of their number; added under the lock
-    uint32_t buffer_count, buffers_made;
+    staging *_Atomic buffers[MOST_BUFFERS];  // by the lower bits of their number; added under the lock
+    _Atomic uint32_t buffer_count;
+    uint32_t buffers_made;
     group *groups[1024];
     unsigned group_count, in_flight;
     bool holds;
