@@ -1,7 +1,7 @@
 """The carrier in C, in schedules drawn from seeds: `native/tests/random_schedules.c`, compiled and run.
 
-A failure names its seed, `random_schedules threads 66: …`, which AIOSTAGE_SCHEDULES=66 begins with; `./dev test --sanitize`
-compiles it with sanitizers.
+A failure names its seed, `random_schedules threads 66: …`, which AIOSTAGE_SCHEDULES=66 begins with. `./dev test --sanitize`
+compiles it with a sanitizer.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ from pathlib import Path
 import pytest
 
 NATIVE = Path(__file__).parent.parent / "native"
-COMPILER = shlex.split(os.environ.get("CC", "")) or [
-    name for name in map(shutil.which, ("cc", "gcc", "clang")) if name is not None
-][:1]
+COMPILER = (
+    shlex.split(os.environ.get("CC", ""))
+    or [name for name in map(shutil.which, ("cc", "gcc", "clang")) if name is not None][:1]
+)
 SEED = os.environ.get("AIOSTAGE_SCHEDULES", "1")
 FLAGS = ["-std=c11", "-D_GNU_SOURCE", "-O2", "-g", "-Wall", "-Wextra", "-Wno-cast-function-type", "-pthread"]
 
