@@ -1,7 +1,7 @@
 """The carrier in C, in schedules drawn from seeds: `native/tests/random_schedules.c`, compiled and run.
 
-A failure names its seed, `random_schedules threads 66: …`, which AIOSTAGE_SCHEDULES=66 begins with. `./dev test --sanitize`
-compiles it with a sanitizer.
+A failure names its seed, `random_schedules threads 66: …`, which AIOSTAGE_SCHEDULES=66 begins with.
+`./dev test --sanitize` compiles it with a sanitizer.
 """
 
 from __future__ import annotations
