@@ -3,6 +3,7 @@
 Start at `StagingRing`.
 """
 
+from . import _compiled  # noqa: F401 - says what helps, where the compiled part is for another Python
 from .allocation import Allocation
 from .batch import Batch, Frame
 from .budget import KiB, MemoryBudget, MiB

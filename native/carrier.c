@@ -140,27 +140,27 @@ uint32_t carrier_add_buffer(carrier *c, gpu_handle handle, uint64_t size, uint32
     *b = (staging){.carrier = c, .handle = handle, .size = size, .map_mode = map_mode, .state = NEW};
     if (size <= FIRST_MAP) b->zeroed = size;
     mutex_lock(&c->lock);
-    uint32_t index = 0;
+    uint32_t index = 0, number = UINT32_MAX;
     while (index < c->buffer_count && c->buffers[index]) index++;
     if (index == MOST_BUFFERS) {
         free(b);
-        index = UINT32_MAX;
     } else {
-        b->index = index;
+        b->number = number = (c->buffers_made++ * MOST_BUFFERS + index) & INT32_MAX;
         c->buffers[index] = b;
         if (index == c->buffer_count) c->buffer_count++;
         c->wants_poll = true;
         wake_gpu(c);
     }
     mutex_unlock(&c->lock);
-    return index;
+    return number;
 }
 
-void carrier_forget_buffer(carrier *c, uint32_t index) {
+void carrier_forget_buffer(carrier *c, uint32_t number) {
     mutex_lock(&c->lock);
-    if (index < c->buffer_count && c->buffers[index]) {
-        c->buffers[index]->forgotten = true;
-        forget_lent(c->buffers[index]);
+    staging *b = buffer_of(c, number);
+    if (b && b->number == number) {
+        b->forgotten = true;
+        forget_lent(b);
     }
     c->wants_poll = true;
     wake_gpu(c);

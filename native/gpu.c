@@ -109,7 +109,7 @@ static void find_guilty(carrier *c, departure *d, char *error) {
 
 static staging *staging_of(carrier *c, const departure *d, uint64_t handle) {
     for (uint32_t i = 0; i < d->buffer_count; i++) {
-        staging *b = c->buffers[d->buffers[i]];
+        staging *b = buffer_of(c, d->buffers[i]);
         if (b->handle == handle_of(handle)) return b;
     }
     return NULL;
@@ -194,7 +194,7 @@ static bool submit(carrier *c, departure **list, unsigned count, bool works) {
         for (uint32_t i = 0; i < list[k]->copy_count; i++)
             if (list[k]->copies[i].first_use && !list[k]->copies[i].left_out) use_first(c, list[k], &list[k]->copies[i]);
         for (uint32_t i = 0; i < list[k]->buffer_count; i++) {
-            staging *b = c->buffers[list[k]->buffers[i]];
+            staging *b = buffer_of(c, list[k]->buffers[i]);
             b->state = ELSEWHERE;
             b->address = NULL;
             c->gpu.unmap(b->handle);
@@ -313,7 +313,7 @@ bool depart_ready(carrier *c) {
     if (made) {
         c->merged += count - 1;
         for (unsigned k = 0; k < count; k++)
-            for (uint32_t i = 0; i < list[k]->buffer_count; i++) ask_for_buffer(c, c->buffers[list[k]->buffers[i]]);
+            for (uint32_t i = 0; i < list[k]->buffer_count; i++) ask_for_buffer(c, buffer_of(c, list[k]->buffers[i]));
     }
     mutex_lock(&c->lock);
     for (unsigned k = 0; k < count; k++) {
@@ -383,9 +383,19 @@ static void take_buffer(carrier *c, staging *b) {
         b->state = READY;
     }
     mutex_lock(&c->lock);
-    if (!b->address || !lend_again(c, b)) tell(c, END_BACK, 0, b->index, (uint64_t)(uintptr_t)b->address, NULL, true);
+    if (!b->address || !lend_again(c, b)) tell(c, END_BACK, 0, b->number, (uint64_t)(uintptr_t)b->address, NULL, true);
     mutex_unlock(&c->lock);
     carrier_unvisit(NULL);
+}
+
+// Whoever destroys it has it forgotten before: so if it is not, it is there until this is over.
+static bool ask_again(carrier *c, staging *b, bool unmaps) {
+    carrier_visit(NULL);
+    bool asks = !b->forgotten;
+    if (asks && unmaps) c->gpu.unmap(b->handle);
+    if (asks) ask_for_buffer(c, b);
+    carrier_unvisit(NULL);
+    return asks;
 }
 
 static void hear_buffers(carrier *c) {
@@ -395,15 +405,14 @@ static void hear_buffers(carrier *c) {
         if (!answer) continue;
         b->asked = false;
         c->outstanding--;
-        if (answer == 1 && b->zeroed < b->size && !b->forgotten) {
-            b->zeroed += FIRST_MAP;
-            c->gpu.unmap(b->handle);
-            ask_for_buffer(c, b);
-        } else if (answer == 1) {
+        bool is_new = answer == 1 && b->zeroed < b->size;
+        if (is_new) b->zeroed += FIRST_MAP;
+        if (is_new && ask_again(c, b, true)) continue;
+        if (answer == 1) {
             take_buffer(c, b);
         } else {
             mutex_lock(&c->lock);
-            tell(c, END_BACK, 0, b->index, 0, NULL, true);
+            tell(c, END_BACK, 0, b->number, 0, NULL, true);
             mutex_unlock(&c->lock);
         }
     }
@@ -432,10 +441,7 @@ bool poll_once(carrier *c) {
         staging *b = c->buffers[i];
         if (!b || b->state != NEW) continue;
         b->state = ELSEWHERE;
-        mutex_lock(&c->lock);
-        bool forgotten = b->forgotten;
-        mutex_unlock(&c->lock);
-        if (!forgotten) ask_for_buffer(c, b);
+        ask_again(c, b, false);
     }
     bool any = c->outstanding > 0;
     double at = now();
@@ -475,12 +481,12 @@ THREAD_RESULT gpu_main(void *with) {
 #endif
     for (;;) {
         mutex_lock(&c->lock);
-        bool stopping = c->stopping;
+        bool stopping = c->stopping, wants_poll = c->wants_poll;
         c->has_news = false;
         mutex_unlock(&c->lock);
         if (stopping) break;
         bool moved = depart_ready(c);
-        if (c->outstanding || c->wants_poll || moved) poll_once(c);
+        if (c->outstanding || wants_poll || moved) poll_once(c);
         if (moved || (c->holds && !c->outstanding)) continue;  // what was held back may go now
         mutex_lock(&c->lock);
         c->idle = !c->outstanding;

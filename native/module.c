@@ -623,7 +623,12 @@ static int module_exec(PyObject *module) {
     return failed;
 }
 
-static PyModuleDef_Slot module_slots[] = {{Py_mod_exec, module_exec}, {0, NULL}};
+// What later Pythons ask, and earlier ones do not know: in the numbers of 3.12 and 3.13. Without the interpreter's lock it
+// has never been run, so a free-threaded Python takes it again for this module; its threads need none in any case.
+enum { SLOT_INTERPRETERS = 3, SLOT_LOCK = 4 };
+static void *const ONLY_THE_MAIN_ONE = (void *)0, *const IS_NEEDED = (void *)0;
+
+static PyModuleDef_Slot module_slots[4] = {{Py_mod_exec, module_exec}};
 
 static PyModuleDef module_definition = {
     PyModuleDef_HEAD_INIT,
@@ -634,4 +639,9 @@ static PyModuleDef module_definition = {
     .m_slots = module_slots,
 };
 
-PyMODINIT_FUNC PyInit_native(void) { return PyModuleDef_Init(&module_definition); }
+PyMODINIT_FUNC PyInit_native(void) {
+    PyModuleDef_Slot *next = module_slots + 1;
+    if (Py_Version >= 0x030C0000) *next++ = (PyModuleDef_Slot){SLOT_INTERPRETERS, ONLY_THE_MAIN_ONE};
+    if (Py_Version >= 0x030D0000) *next++ = (PyModuleDef_Slot){SLOT_LOCK, IS_NEEDED};
+    return PyModuleDef_Init(&module_definition);
+}

@@ -464,6 +464,7 @@ PyAPI_FUNC(int64_t) PyInterpreterState_GetID(PyInterpreterState *);
 PyAPI_FUNC(int) Py_AtExit(void (*)(void));
 PyAPI_FUNC(int) Py_AddPendingCall(int (*)(void *), void *);
 PyAPI_FUNC(int) Py_IsInitialized(void);
+PyAPI_DATA(const unsigned long) Py_Version;
 
 // With PY_SSIZE_T_CLEAN, which is the only way here: the length of "#" is a Py_ssize_t.
 PyAPI_FUNC(int) _PyArg_ParseTuple_SizeT(PyObject *, const char *, ...);

@@ -60,13 +60,14 @@ struct departure {
 
 enum { NEW, READY, ELSEWHERE };
 
-struct staging {  // a staging buffer; the GPU thread's own, but for `answer` and what is lent
+struct staging {  // a staging buffer; the GPU thread's own, but for what is atomic or lent
     carrier *carrier;
     gpu_handle handle;
     uint64_t size, zeroed;
-    uint32_t map_mode, index;
+    uint32_t map_mode, number;
     int state;
-    bool asked, forgotten;
+    bool asked;
+    _Atomic bool forgotten;
     uint8_t *address;
     _Atomic int answer;  // as a group's
 
@@ -112,8 +113,9 @@ struct carrier {
     int bell[2];
 
     // The GPU thread's own:
-    staging *buffers[MOST_BUFFERS];  // added under the lock
-    uint32_t buffer_count;
+    staging *_Atomic buffers[MOST_BUFFERS];  // by the lower bits of their number; added under the lock
+    _Atomic uint32_t buffer_count;
+    uint32_t buffers_made;
     group *groups[1024];
     unsigned group_count, in_flight;
     bool holds;
@@ -140,6 +142,9 @@ void leave_out_uploads(carrier *, gpu_handle to, const char *why);  // NULL: all
 bool pieces_wait(const carrier *);           // and have a place
 void each_upload_owner(carrier *, void (*take)(void *owner));
 void free_rings(carrier *);
+
+// A buffer's number is never another's: what waits to be told of one that was forgotten is not told of the next.
+static inline staging *buffer_of(carrier *c, uint32_t number) { return c->buffers[number % MOST_BUFFERS]; }
 
 // gpu.c
 THREAD_RESULT gpu_main(void *);

@@ -129,7 +129,7 @@ static staging *room_for(carrier *c, ring *r, const carrier_piece *p) {
     if (!b) return NULL;
     departure *d = b->load = grab(sizeof *d);
     d->buffers = grab(sizeof *d->buffers);
-    d->buffers[0] = b->index;
+    d->buffers[0] = b->number;
     d->buffer_count = 1;
     b->head = b->taken = 0;
     return r->filling = b;
@@ -297,7 +297,7 @@ void carrier_drop_ring(carrier *c, ring *r) {
 void carrier_lend(carrier *c, ring *r, const uint32_t *buffers, uint32_t count) {
     mutex_lock(&c->lock);
     for (uint32_t i = 0; i < count; i++) {
-        staging *b = c->buffers[buffers[i]];
+        staging *b = buffer_of(c, buffers[i]);
         b->ring = r;
         r->counts.lent++;
         rest(r, b);
@@ -320,7 +320,7 @@ uint32_t carrier_take_back(carrier *c, ring *r, uint8_t **address) {
         forget_lent(b);
     }
     mutex_unlock(&c->lock);
-    return b ? b->index : UINT32_MAX;
+    return b ? b->number : UINT32_MAX;
 }
 
 void carrier_want(carrier *c, ring *r, uint32_t count) {
@@ -338,7 +338,7 @@ carrier_ring_counts carrier_count_ring(carrier *c, ring *r) {
 
 int carrier_lent_state(carrier *c, uint32_t buffer) {
     mutex_lock(&c->lock);
-    staging *b = c->buffers[buffer];
+    staging *b = buffer_of(c, buffer);
     int state = LENT_AWAY;  // also of one that the loop is about to hear of
     if (b && b->ring && (b->load || is_about_to_be_used(b->ring, b))) state = LENT_FILLING;
     else if (b && b->ring && !b->taken) state = LENT_IDLE;

@@ -1,4 +1,4 @@
-"""Defects made on purpose: does the model-based test see them?
+"""Defects made on purpose: does the model-based test see them, or in the native part the schedules in C?
 
 `python tests/mutants.py [WORD ...]` plays each (or those whose description has the words) on a copy of the library, and
 says in which test it was seen. It takes a quarter of an hour; docs/reliability.md has the last result.
@@ -125,15 +125,90 @@ MUTANTS = [
     Mutant("a guard is ignored by `advance`", "engine/engine.py", "buffers[-1].load.fences.append(guard)", "None"),
 ]
 
+NATIVE_MUTANTS = [
+    Mutant("native: a departure does not wait for its jobs", "gpu.c", "if (d->waiting) return false;", ""),
+    Mutant("native: an end of a job is lost", "jobs.c", "    tell(c, END_JOB,", "    if (j->id % 3) tell(c, END_JOB,"),
+    Mutant("native: destroyed during a visit", "fate.c", "bool may = !visits;", "bool may = true;"),
+    Mutant("native: what is put off is forgotten", "fate.c", "now_due->destroy(now_due->resource);", ""),
+    Mutant(
+        "native: what was destroyed goes", "fate.c", "if (d->state == QUEUED) goes_to(d, resource, why);", "(void)d;"
+    ),
+    Mutant(
+        "native: a check that was overtaken counts", "fate.c", "checked_at == atomic_load(&epoch)", "checked_at || 1"
+    ),
+    Mutant("native: lanes have no order", "gpu.c", " && !(d->lane && lanes & 1ull << d->lane % 64)", ""),
+    Mutant("native: destinations have no order", "gpu.c", "!(d->touches & touched)", "(touched || 1)"),
+    Mutant("native: a mark overtakes", "gpu.c", "return !d->is_mark && ", "return "),
+    Mutant(
+        "native: a copy goes whose job failed", "fate.c", "if (j->status == JOB_DONE) return;", "if (j->id) return;"
+    ),
+    Mutant(
+        "native: a reference is not given back",
+        "gpu.c",
+        "        c->gpu.release_buffer(handle_of(copy->source));\n",
+        "",
+    ),
+    Mutant(
+        "native: fate is unlocked between what is chosen and its visit",
+        "gpu.c",
+        "    fate_visit(c->queue);\n    fate_unlock();\n",
+        "    fate_unlock();\n    nanosleep(&(struct timespec){0, 100000}, NULL);\n"
+        "    fate_lock();\n    fate_visit(c->queue);\n    fate_unlock();\n",
+    ),
+    Mutant(
+        "native: nobody waits for a use",
+        "fate.c",
+        "while (is_being_used(buffer)) condition_wait(&no_visit, &fate);",
+        "(void)is_being_used;",
+    ),
+    Mutant(
+        "native: nobody waits for what is urgent",
+        "fate.c",
+        "while (!is_settled(queue)) condition_wait(&no_visit, &fate);",
+        "(void)is_settled, (void)queue;",
+    ),
+    Mutant("native: numbers of buffers return", "carrier.c", "c->buffers_made++ * MOST_BUFFERS + index", "index"),
+    Mutant("native: an empty job wakes nobody", "jobs.c", "j->shares ? j->shares : 1", "j->shares"),
+    Mutant("native: what a lost device says counts", "gpu.c", "if (!c->lost) is_lost(c);", ""),
+    Mutant("native: the second share of a file is its first", "jobs.c", "j->position + start", "j->position"),
+    Mutant("native: what has begun is cancelled", "jobs.c", "!j->ended && j->begun == 0", "!j->ended"),
+    Mutant(
+        "native: a first use is not made",
+        "gpu.c",
+        "if (list[k]->copies[i].first_use",
+        "if (0 && list[k]->copies[i].first_use",
+    ),
+    Mutant("native: a guilty copy is not looked for", "gpu.c", "if (*error) leave_out(d, i, error);", ""),
+]
+
+
+def play_native(mutant: Mutant) -> str:
+    with tempfile.TemporaryDirectory() as folder:
+        shutil.copytree(ROOT / "native", Path(folder, "native"))
+        Path(folder, "tests").mkdir()
+        test = shutil.copy(ROOT / "tests" / "test_schedules.py", Path(folder, "tests"))
+        replace(mutant, Path(folder, "native", mutant.module))
+        command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", str(test)]
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+        said = [line for line in done.stdout.splitlines() if line.startswith("E  ") and "random_schedules " in line]
+        if done.returncode:
+            return said[0].split("random_schedules ")[1].strip() if said else "it does not compile, or ends by a signal"
+    return "nowhere"
+
+
+def replace(mutant: Mutant, path: Path) -> None:
+    text = path.read_text()
+    assert text.count(mutant.before) == 1, f"{mutant.what}: {text.count(mutant.before)} places in {mutant.module}"
+    path.write_text(text.replace(mutant.before, mutant.after))
+
 
 def play(mutant: Mutant) -> str:
     """Where it was seen, or "nowhere"."""
+    if mutant in NATIVE_MUTANTS:
+        return play_native(mutant)
     with tempfile.TemporaryDirectory() as folder:
         shutil.copytree(ROOT / "aiostage", Path(folder, "aiostage"))
-        path = Path(folder, "aiostage", mutant.module)
-        text = path.read_text()
-        assert text.count(mutant.before) == 1, f"{mutant.what}: {text.count(mutant.before)} places in {mutant.module}"
-        path.write_text(text.replace(mutant.before, mutant.after))
+        replace(mutant, Path(folder, "aiostage", mutant.module))
         for test in TESTS:
             command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", str(ROOT / "tests" / test)]
             environment = os.environ | {"PYTHONPATH": folder}
@@ -146,7 +221,7 @@ def play(mutant: Mutant) -> str:
 
 def main(words: list[str]) -> int:
     missed = 0
-    for mutant in MUTANTS:
+    for mutant in MUTANTS + NATIVE_MUTANTS:
         if all(word in mutant.what for word in words):
             seen = play(mutant)
             missed += seen == "nowhere"

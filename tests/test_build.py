@@ -67,6 +67,32 @@ def test_the_module_compiles_with_the_real_headers_too() -> None:
     compile_c(NATIVE / "module.c", "-DAIOSTAGE_PYTHON_H", "-D_GNU_SOURCE", "-fsyntax-only", "-Wall", "-Werror")
 
 
+@pytest.mark.skipif(sys.version_info < (3, 13), reason="this Python can have no other without its lock")
+def test_the_module_compiles_for_a_free_threaded_python() -> None:
+    """Whose headers are the same."""
+    compile_c(
+        NATIVE / "module.c",
+        "-DAIOSTAGE_PYTHON_H",
+        "-DPy_GIL_DISABLED=1",
+        "-D_GNU_SOURCE",
+        "-fsyntax-only",
+        "-Wall",
+        "-Werror",
+    )
+
+
+def test_an_import_without_the_compiled_part_says_what_helps(tmp_path: Path) -> None:
+    package = shutil.copytree(
+        NATIVE.parent / "aiostage", tmp_path / "aiostage", ignore=shutil.ignore_patterns("native*")
+    )
+    assert not list(package.glob("native*"))
+    words = [sys.executable, "-P", "-c", "import aiostage"]
+    result = subprocess.run(words, env=os.environ | {"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True)
+    assert result.returncode == 1
+    assert "ImportError: aiostage has no compiled part for this Python" in result.stderr
+    assert "pip install" in result.stderr
+
+
 @pytest.mark.parametrize(
     ("setting", "says"),
     [

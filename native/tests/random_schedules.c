@@ -1,0 +1,908 @@
+// The carrier on a simulated GPU, in schedules that are drawn from a seed: jobs, departures, cancels, destroys, visits,
+// losses, stops, in any order. Each is looked at as it happens, and all of it in the end.
+//
+//     random_schedules stepped|threads SEED [COUNT]
+//
+// `stepped` makes each step of the threads' work itself; with `threads` there are real ones, and two more that finish the
+// GPU's work and meddle. Linked with -Wl,--wrap=calloc,--wrap=free, which count what is not freed.
+#include <fcntl.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "../state.h"
+#include "simulated_gpu.h"
+
+enum { BUFFERS = 4, TARGETS = 6, LANES = 5, MOST = 400, MOST_COPIES = 8, MOST_ALL = 600 };
+enum { SMALL = 64, LARGE = 1400000 };  // bytes of a copy; large ones have two shares
+enum { COMING, HERE, GOING, DEAD };    // a staging buffer
+enum { WRITTEN, COPIED, STRIDED, READ, READ_SHORT, READ_WRONG, EMPTY, WAYS };
+static const uint64_t MAGIC = 0xC0FFEE0000000000;
+
+typedef struct {  // one that fills a copy's place
+    uint64_t id;
+    uint8_t *owner;  // what it reads, or what stands for that
+    bool ended, failed, cancelled, fails;
+    unsigned buffer;
+} task;
+
+typedef struct {  // a copy
+    uint64_t serial, index, offset, to_offset, size;
+    thing *from, *to;
+    task *task;
+    bool is_refused, first_use, saw_first_use, dropped, submitted, left_out, wanted;
+} copy;
+
+typedef struct {
+    uint64_t serial, submitted_as;
+    uint32_t lane;
+    bool is_mark, is_urgent, made, lost;
+    copy *copies[2 * MOST_COPIES];
+    thing *commands[2];
+    unsigned buffers[2];
+    uint32_t copy_count, command_count, buffer_count;
+} trip;
+
+typedef struct {
+    thing *thing;
+    uint32_t number;
+    int state;
+    uint64_t used;
+    copy *staged[MOST_COPIES];
+    unsigned staged_count, busy;
+} place;
+
+typedef struct {
+    simulated_gpu gpu;
+    carrier *c;
+    thing *probe;
+    uint64_t slot, slots;
+    place buffers[BUFFERS];
+    uint32_t forgotten[MOST];  // that will be told of once more
+    unsigned forgotten_count;
+    thing *targets[TARGETS];
+    thing *all[MOST_ALL];  // targets and staging buffers, kept until the end
+    unsigned all_count;
+    task *tasks;
+    copy *copies;
+    trip *trips;
+    unsigned task_count, copy_count, trip_count;
+    uint64_t reached, lanes[LANES], seen_in, seen_serial, seen_commands, polls_asked, polls;
+    bool lost, told_lost, device_gone, stopped;
+    thing *wanted;  // a target that its owner uses
+} world;
+
+static bool threads;
+static uint64_t seed, step;
+static int file = -1;
+static uint64_t file_end;
+static _Atomic int64_t memory;
+static _Atomic bool over;
+static gpu_handle visited[64];
+static unsigned visits;
+
+_Noreturn void fail(const char *format, ...) {
+    va_list arguments;
+    va_start(arguments, format);
+    fprintf(stderr, "random_schedules %s %llu: step %llu: ", threads ? "threads" : "stepped", (unsigned long long)seed,
+            (unsigned long long)step);
+    vfprintf(stderr, format, arguments);
+    fputc('\n', stderr);
+    _exit(1);
+}
+
+static void hangs(int signal) {
+    (void)signal;
+    fail("it hangs");
+}
+
+void *__real_calloc(size_t, size_t);
+void __real_free(void *);
+
+void *__wrap_calloc(size_t count, size_t size) {
+    atomic_fetch_add(&memory, 1);
+    return __real_calloc(count, size);
+}
+
+void __wrap_free(void *what) {
+    if (what) atomic_fetch_sub(&memory, 1);
+    __real_free(what);
+}
+
+// -- what the bytes of a copy are --
+
+static uint64_t word_of(uint64_t number, uint64_t k) { return k ? number * 0x9E3779B97F4A7C15ull + k : MAGIC + number; }
+
+static void write_words(uint8_t *to, uint64_t number, uint64_t bytes, uint64_t step_between) {
+    for (uint64_t k = 0; k < bytes / 8; k++) {
+        uint64_t word = word_of(number, k);
+        memcpy(to + k * step_between, &word, 8);
+    }
+}
+
+static bool has_words(const uint8_t *at, uint64_t number, uint64_t bytes) {
+    for (uint64_t k = 0; k < bytes / 8; k++) {
+        uint64_t word;
+        memcpy(&word, at + k * 8, 8);
+        if (word != word_of(number, k)) return false;
+    }
+    return true;
+}
+
+static uint64_t number_of(const world *w, const copy *p) { return (uint64_t)(p - w->copies); }
+
+// -- what the GPU is given; with the lock --
+
+static copy *copy_at(world *w, thing *from, uint64_t offset) {
+    uint64_t word;
+    memcpy(&word, from->memory + offset, 8);
+    if (word - MAGIC >= w->copy_count) fail("a copy goes before its bytes are there");
+    return &w->copies[word - MAGIC];
+}
+
+static bool is_refused(simulated_gpu *gpu, const piece *p) {
+    world *w = gpu->owner;
+    uint64_t word;
+    memcpy(&word, p->from->memory + p->offset, 8);
+    return word - MAGIC < w->copy_count && w->copies[word - MAGIC].is_refused;
+}
+
+static trip *go(world *w, uint64_t serial) {
+    if (!serial || serial > w->trip_count) fail("the GPU is given what never departed");
+    trip *t = &w->trips[serial - 1];
+    if (w->seen_in == w->gpu.submitted && serial < w->seen_serial) fail("departures of a submit are in no order");
+    if (t->lane && w->lanes[t->lane] > serial) fail("a departure overtakes another of its lane");
+    if (t->lane) w->lanes[t->lane] = serial;
+    if (t->submitted_as && t->submitted_as != w->gpu.submitted) fail("a departure goes in two submits");
+    t->submitted_as = w->seen_in = w->gpu.submitted;
+    w->seen_serial = serial;
+    return t;
+}
+
+static void see_copy(simulated_gpu *gpu, const piece *p) {
+    world *w = gpu->owner;
+    copy *it = copy_at(w, p->from, p->offset);
+    if (it->from != p->from || it->to != p->to || it->offset != p->offset || it->to_offset != p->to_offset ||
+        it->size != p->size)
+        fail("a copy is not what it was");
+    if (!has_words(p->from->memory + p->offset, number_of(w, it), p->size)) fail("a copy goes before all of its bytes are there");
+    if (it->submitted) fail("a copy is submitted twice");
+    if (it->dropped) fail("a copy that was dropped is submitted");
+    if (it->task && (it->task->fails || it->task->cancelled)) fail("a copy is submitted whose job failed");
+    if (it->first_use && !it->saw_first_use) fail("a first use was not made");
+    uint64_t order = it->serial << 16 | (it->index + 1);
+    if (order <= it->to->mark) fail("a copy overtakes another to the same place");
+    it->to->mark = order;
+    if (w->seen_commands == it->serial) fail("a copy comes after the commands of its departure");
+    go(w, it->serial);
+    it->submitted = true;
+}
+
+static void see_commands(simulated_gpu *gpu, thing *commands) {
+    world *w = gpu->owner;
+    go(w, commands->mark);
+    w->seen_commands = commands->mark;
+}
+
+static void see_first_use(simulated_gpu *gpu, thing *texture, uint64_t at, const uint8_t *data, uint64_t size) {
+    world *w = gpu->owner;
+    uint64_t word;
+    memcpy(&word, data, size);
+    if (word - MAGIC >= w->copy_count) fail("a first use with other bytes");
+    copy *p = &w->copies[word - MAGIC];
+    if (p->to != texture || p->to_offset != at || !p->first_use || p->submitted) fail("a first use of another place");
+    p->saw_first_use = true;
+}
+
+// -- ends --
+
+static task *task_of(world *w, uint64_t id) {
+    for (unsigned i = w->task_count; i--;)
+        if (w->tasks[i].id == id) return &w->tasks[i];
+    fail("the end of a job that nobody made");
+}
+
+static void hear_job(world *w, const carrier_end *e) {
+    task *t = task_of(w, e->id);
+    if (t->ended) fail("a job ends twice");
+    if ((e->status == JOB_CANCELLED) != t->cancelled) fail("a job that was %scancelled ends with %d", t->cancelled ? "" : "not ", e->status);
+    if (!t->cancelled && (e->status != JOB_DONE) != t->fails) fail("a job ends with %d", e->status);
+    void *owner = carrier_owner(w->c, e->id);
+    if (owner != t->owner) fail("a job has another's owner");
+    free(owner);
+    t->owner = NULL;
+    t->ended = true;
+    t->failed = e->status != JOB_DONE;
+    w->buffers[t->buffer].busy--;
+}
+
+static trip *trip_of(world *w, uint64_t serial) {
+    if (!serial || serial > w->trip_count) fail("the end of what never departed");
+    trip *t = &w->trips[serial - 1];
+    if (t->made || t->lost) fail("a departure ends twice");
+    return t;
+}
+
+static void hear_left_out(world *w, const carrier_end *e) {
+    trip *t = trip_of(w, e->id);
+    if (e->value >= t->copy_count) fail("a copy is left out that there is not");
+    copy *p = t->copies[e->value];
+    simulated_lock();
+    bool may = (p->task && (p->task->fails || p->task->cancelled)) || p->to->is_gone || p->wanted || p->is_refused;
+    bool submitted = p->submitted;
+    simulated_unlock();
+    if (!may) fail("a good copy is left out: %s", e->text);
+    if (submitted) fail("a copy is left out that was submitted");
+    if (p->left_out) fail("a copy is left out twice");
+    if (!e->text || !*e->text) fail("a copy is left out for no reason");
+    p->left_out = true;
+}
+
+static void hear_trip(world *w, const carrier_end *e, bool made) {
+    trip *t = trip_of(w, e->id);
+    simulated_lock();
+    bool fell = made && w->gpu.is_lost;  // between the last look at the device and the submit
+    for (uint32_t i = 0; i < t->copy_count; i++) {
+        copy *p = t->copies[i];
+        if (p->submitted && (!made || p->left_out)) fail("a copy is submitted that was left out, or lost");
+        if (!p->submitted && made && !p->left_out && !fell) fail("a copy is neither submitted nor left out");
+    }
+    for (uint32_t i = 0; i < t->command_count; i++)
+        if (t->commands[i]->is_submitted != made && !fell) fail("command buffers are not told of as they were");
+    simulated_unlock();
+    t->made = made;
+    t->lost = !made;
+    for (uint32_t i = 0; i < t->buffer_count; i++) w->buffers[t->buffers[i]].state = made ? COMING : DEAD;
+}
+
+static void hear_reached(world *w, const carrier_end *e) {
+    if (e->id <= w->reached) fail("the same is reached again");
+    if (w->told_lost) fail("a lost device reaches something");
+    simulated_lock();
+    for (uint64_t s = w->reached + 1; s <= e->id; s++) {
+        trip *t = &w->trips[s - 1];
+        if (s > w->trip_count || t->lost || !(t->made || t->is_mark)) fail("what was not made is reached");
+        if (t->submitted_as > w->gpu.finished) fail("what the GPU has not finished is reached");
+        t->made = true;
+    }
+    simulated_unlock();
+    w->reached = e->id;
+}
+
+static void hear_back(world *w, const carrier_end *e) {
+    place *b = NULL;
+    for (unsigned i = 0; i < BUFFERS; i++)
+        if (w->buffers[i].thing && w->buffers[i].number == e->id) b = &w->buffers[i];
+    for (unsigned i = 0; !b && i < w->forgotten_count; i++)
+        if (w->forgotten[i] == e->id) {
+            w->forgotten[i] = w->forgotten[--w->forgotten_count];
+            return;
+        }
+    if (!b) fail("a buffer is back that there is not");
+    if (b->state != COMING) fail("a buffer is back that was not away");
+    simulated_lock();
+    bool mapped = b->thing->is_mapped, lost = w->gpu.is_lost || w->device_gone;
+    simulated_unlock();
+    for (unsigned i = 0; i < w->forgotten_count; i++)
+        if (w->forgotten[i] == e->id) fail("a buffer is back as another, that has its number now");
+    if (!e->value && !lost && !w->gpu.fails_map) fail("a buffer is not mapped, for no reason");
+    if (e->value && !mapped && !lost) fail("a buffer is back that is not mapped");
+    if (e->value && (uint8_t *)(uintptr_t)e->value != b->thing->memory) fail("a buffer is back elsewhere");
+    if (e->value) memset(b->thing->memory, 0xEE, b->used);  // of which none may be submitted
+    b->used = 0;
+    b->state = e->value ? HERE : DEAD;
+}
+
+static void hear_loss(world *w, const carrier_end *e) {
+    if (e->id) {
+        hear_trip(w, e, false);
+        return;
+    }
+    simulated_lock();
+    bool lost = w->gpu.is_lost || w->device_gone;
+    simulated_unlock();
+    if (!lost) fail("a device is lost that is not: %s", e->text);
+    if (w->told_lost) fail("a device is lost twice");
+    w->told_lost = true;
+}
+
+static void hear(world *w, carrier_end *e) {
+    switch (e->kind) {
+    case END_JOB: hear_job(w, e); break;
+    case END_LEFT_OUT: hear_left_out(w, e); break;
+    case END_MADE: hear_trip(w, e, true); break;
+    case END_BACK: hear_back(w, e); break;
+    case END_REACHED: hear_reached(w, e); break;
+    case END_LOST: hear_loss(w, e); break;
+    case END_POLLED:
+        if (++w->polls > w->polls_asked) fail("a poll that nobody asked for");
+        break;
+    default: fail("an end of no kind");
+    }
+    free(e->text);
+}
+
+static bool is_rung(carrier *c) {
+    struct pollfd bell = {carrier_bell(c), POLLIN, 0};
+    return poll(&bell, 1, 0) == 1;
+}
+
+static void take_ends(world *w) {
+    carrier_end ends[5];
+    bool rung = is_rung(w->c), had = false;
+    for (size_t count; (count = carrier_take_ends(w->c, ends, 5));)
+        for (size_t i = 0; i < count; i++) {
+            had |= ends[i].kind != END_JOB;
+            hear(w, &ends[i]);
+        }
+    if (threads) return;
+    if (had && !rung) fail("nobody rang");
+    if (is_rung(w->c)) fail("it rings for nothing");
+}
+
+// -- buffers and targets --
+
+static void keep_until_the_end(world *w, thing *t) {
+    if (w->all_count == MOST_ALL) fail("too many");
+    w->all[w->all_count++] = t;
+}
+
+static void add_buffer(world *w, place *b) {
+    *b = (place){.thing = make_thing(&w->gpu, BUFFER, MOST_COPIES * w->slot), .state = COMING};
+    b->number = carrier_add_buffer(w->c, b->thing, b->thing->size, draw(8) ? GPU_MAP_WRITE : GPU_MAP_READ);
+}
+
+static void ruin(thing *t) {  // its `is_gone` is set
+    if (carrier_gone(t, "it was destroyed", keep_thing, destroy_thing, release_thing)) destroy_thing(t);
+}
+
+static void set_gone(thing *t) {
+    simulated_lock();
+    t->is_gone = true;
+    simulated_unlock();
+}
+
+static void forget_buffer(world *w, place *b) {
+    if (b->state == GOING || b->busy) return;
+    carrier_forget_buffer(w->c, b->number);
+    if (b->state == COMING) w->forgotten[w->forgotten_count++] = b->number;
+    set_gone(b->thing);
+    ruin(b->thing);
+    release_thing(b->thing);
+    *b = (place){0};
+}
+
+static void add_target(world *w, unsigned i) {
+    thing *t = make_thing(&w->gpu, draw(3) ? BUFFER : TEXTURE, w->slots * w->slot);
+    keep_until_the_end(w, t);
+    simulated_lock();
+    w->targets[i] = t;
+    simulated_unlock();
+}
+
+// Takes a target away; by any thread.
+static void ruin_target(world *w) {
+    simulated_lock();
+    unsigned i = (unsigned)draw_locked(TARGETS);
+    thing *t = w->targets[i];
+    if (t == w->wanted) t = NULL;
+    if (t) {
+        w->targets[i] = NULL;
+        t->is_gone = true;
+        t->references++;
+    }
+    bool visited_now = visits;
+    simulated_unlock();
+    if (!t) return;
+    ruin(t);
+    if (!threads && t->is_destroyed == visited_now) fail("destroyed during a visit, or not at once without one");
+    release_thing(t);
+}
+
+// Its owner maps it, and gives it back.
+static void want_target(world *w) {
+    simulated_lock();
+    thing *t = w->wanted ? NULL : w->targets[draw_locked(TARGETS)];
+    w->wanted = t ? t : w->wanted;
+    if (t) t->references++;
+    for (unsigned i = 0; t && i < w->copy_count; i++) w->copies[i].wanted |= w->copies[i].to == t;
+    simulated_unlock();
+    if (!t) return;
+    carrier_wait_for_use(t, "it is mapped");
+    simulated_lock();
+    t->is_used = true;
+    simulated_unlock();
+}
+
+static void unwant_target(world *w) {
+    simulated_lock();
+    thing *t = w->wanted;
+    if (t) t->is_used = false;
+    w->wanted = NULL;
+    simulated_unlock();
+    if (t) release_thing(t);
+}
+
+// -- jobs and departures --
+
+static uint64_t in_file(uint64_t number, uint64_t bytes) {
+    uint8_t *data = calloc(1, bytes);
+    write_words(data, number, bytes, 8);
+    uint64_t at = file_end;
+    if (pwrite(file, data, bytes, (off_t)at) != (ssize_t)bytes) fail("no room for a file");
+    free(data);
+    file_end += bytes;
+    return at;
+}
+
+static void start_task(world *w, copy *p, int way, unsigned buffer) {
+    uint64_t number = number_of(w, p);
+    uint8_t *to = p->from->memory + p->offset;
+    bool rings = draw(2);
+    task *t = &w->tasks[w->task_count++];
+    *t = (task){.owner = calloc(1, way == STRIDED ? 3 * p->size : p->size), .buffer = buffer};
+    t->fails = way == READ_WRONG || way == READ_SHORT;
+    if (way == COPIED || way == STRIDED) {
+        uint64_t between = way == STRIDED ? 24 : 8;
+        write_words(t->owner, number, p->size, between);
+        block b = {.to = to, .from = t->owner, .run = 8, .dimensions = 1, .count = {p->size / 8}, .to_step = {8},
+                   .from_step = {(int64_t)between}};
+        block_simplify(&b);
+        t->id = carrier_copy_block(w->c, &b, t->owner, rings);
+    } else if (way == EMPTY) {
+        write_words(to, number, p->size, 8);
+        t->id = carrier_read_file(w->c, to, file, 0, 0, t->owner, rings);
+    } else {
+        uint64_t at = way == READ_SHORT ? 1ull << 40 : in_file(number, p->size);  // beyond its end, or in it
+        t->id = carrier_read_file(w->c, to, way == READ_WRONG ? 9999 : file, at, p->size, t->owner, rings);
+    }
+    w->buffers[buffer].busy++;
+    p->task = t;
+}
+
+static void stage(world *w) {
+    unsigned buffer = (unsigned)draw(BUFFERS), target = (unsigned)draw(TARGETS);
+    place *b = &w->buffers[buffer];
+    simulated_lock();
+    thing *to = w->targets[target];
+    simulated_unlock();
+    if (!to || !b->thing || b->state != HERE || b->staged_count == MOST_COPIES || w->copy_count == MOST) return;
+    int way = (int)draw(WAYS);
+    copy *p = &w->copies[w->copy_count];
+    simulated_lock();
+    *p = (copy){.from = b->thing, .to = to, .offset = b->used, .to_offset = draw_locked(w->slots) * w->slot, .size = w->slot};
+    p->is_refused = draw_locked(40) == 0;
+    p->wanted = w->wanted == to;
+    p->first_use = to->kind == TEXTURE && draw_locked(3) == 0;
+    w->copy_count++;
+    simulated_unlock();
+    b->used += w->slot;
+    if (way == WRITTEN) write_words(b->thing->memory + p->offset, number_of(w, p), p->size, 8);
+    else start_task(w, p, way, buffer);
+    b->staged[b->staged_count++] = p;
+}
+
+static carrier_copy packed(const copy *p) {
+    carrier_copy it = {.job = p->task ? p->task->id : 0, .source = (uint64_t)(uintptr_t)p->from, .offset = p->offset,
+                       .to = (uint64_t)(uintptr_t)p->to, .first_use = p->first_use};
+    if (p->to->kind == BUFFER) {
+        it.kind = COPY_TO_BUFFER;
+        it.to_offset = p->to_offset;
+        it.size = p->size;
+        return it;
+    }
+    it.kind = COPY_TO_TEXTURE;
+    it.aspect = GPU_ASPECT_ALL;
+    it.to_offset = 8;
+    it.size = 1 | 1ull << 32;
+    it.origin[2] = (uint32_t)(p->to_offset / 64);
+    it.extent[0] = (uint32_t)(p->size / 4);
+    it.extent[1] = it.extent[2] = it.rows_per_image = 1;
+    it.bytes_per_row = it.extent[0] * 4;
+    return it;
+}
+
+// What may go, as its checks say now. As a ledger does it: after the epoch was asked for.
+static uint32_t sift(world *w, trip *t, carrier_copy *records, copy **staged, unsigned count) {
+    t->copy_count = 0;
+    simulated_lock();
+    for (unsigned i = 0; i < count; i++) {
+        copy *p = staged[i];
+        p->dropped = p->to->is_gone || w->wanted == p->to || (p->task && p->task->failed);
+        if (p->dropped) continue;
+        p->serial = t->serial;
+        p->index = t->copy_count;
+        records[t->copy_count] = packed(p);
+        t->copies[t->copy_count++] = p;
+    }
+    simulated_unlock();
+    return t->copy_count;
+}
+
+static void depart(world *w, bool is_mark) {
+    static carrier_copy records[2 * MOST_COPIES];
+    copy *staged[2 * MOST_COPIES];
+    uint64_t jobs[2 * MOST_COPIES];
+    uint32_t numbers[2];
+    unsigned staged_count = 0, first = (unsigned)draw(BUFFERS);
+    if (w->trip_count == MOST) return;
+    trip *t = &w->trips[w->trip_count];
+    *t = (trip){.serial = w->trip_count + 1, .is_mark = is_mark, .is_urgent = draw(3) == 0, .lane = (uint32_t)draw(LANES)};
+    carrier_departure d = {.is_mark = is_mark, .is_urgent = t->is_urgent, .lane = t->lane};
+    for (unsigned k = 0; k < BUFFERS && !is_mark && t->buffer_count < 2; k++) {
+        place *b = &w->buffers[(first + k) % BUFFERS];
+        if (!b->thing || b->state != HERE || !b->staged_count || draw(2)) continue;
+        numbers[t->buffer_count] = b->number;
+        t->buffers[t->buffer_count++] = (unsigned)(b - w->buffers);
+        for (unsigned i = 0; i < b->staged_count; i++) {
+            staged[staged_count++] = b->staged[i];
+            if (b->staged[i]->task && !b->staged[i]->task->ended) jobs[d.job_count++] = b->staged[i]->task->id;
+        }
+        b->staged_count = 0;
+        b->state = GOING;
+    }
+    if (!is_mark)
+        for (uint64_t k = draw(3); k--;) {
+            thing *commands = t->commands[t->command_count++] = make_thing(&w->gpu, COMMANDS, 0);
+            commands->mark = t->serial;
+        }
+    if (!is_mark && !staged_count && !t->command_count) return;
+    simulated_lock();
+    w->trip_count++;
+    simulated_unlock();
+    d.buffer_count = t->buffer_count, d.buffers = numbers;
+    d.command_count = t->command_count, d.commands = (gpu_handle *)t->commands;
+    d.copies = records, d.jobs = jobs;
+    for (int tries = 0;; tries++) {
+        uint64_t epoch = carrier_epoch();
+        d.copy_count = sift(w, t, records, staged, staged_count);
+        if (!threads && draw(10) == 0) ruin_target(w);
+        uint64_t serial = carrier_depart(w->c, &d, epoch);
+        if (serial && serial != t->serial) fail("a departure has another's serial");
+        if (serial) return;
+        if (tries == 1000) fail("it never departs");
+    }
+}
+
+static void cancel(world *w) {
+    if (!w->task_count) return;
+    task *t = &w->tasks[w->task_count - 1 - draw(w->task_count < 8 ? w->task_count : 8)];
+    if (t->ended || t->cancelled) return;
+    // Before anybody else can see it: the flag is what tells that it must not be submitted.
+    bool cancelled = carrier_cancel(w->c, t->id);
+    simulated_lock();
+    t->cancelled = cancelled;
+    simulated_unlock();
+}
+
+// -- steps --
+
+static void visit(world *w) {
+    if (visits == sizeof visited / sizeof *visited) return;
+    carrier_visit(visited[visits++] = draw(2) ? w->gpu.device : NULL);
+}
+
+static void unvisit(void) {
+    if (!visits) return;
+    unsigned i = (unsigned)draw(visits);
+    gpu_handle queue = visited[i];
+    visited[i] = visited[--visits];
+    carrier_unvisit(queue);
+}
+
+static void lose_device(world *w) {
+    if (w->lost) return;
+    w->lost = true;
+    if (draw(2)) {
+        simulated_lose(&w->gpu);
+        return;
+    }
+    simulated_lock();
+    w->device_gone = w->gpu.device->is_gone = true;
+    simulated_unlock();
+    carrier_device_gone(w->gpu.device, "the device was destroyed");
+    ruin(w->gpu.device);
+}
+
+static void settle(world *w) {
+    carrier_settle(w->gpu.device);
+    if (!threads || w->lost || w->stopped) return;
+    simulated_lock();
+    for (unsigned i = 0; i < w->trip_count; i++) {
+        trip *t = &w->trips[i];
+        for (uint32_t k = 0; t->is_urgent && k < t->command_count; k++)
+            if (!t->commands[k]->is_submitted) fail("what is urgent is not settled");
+    }
+    simulated_unlock();
+}
+
+static void change_buffer(world *w) {
+    place *b = &w->buffers[draw(BUFFERS)];
+    if (b->thing) forget_buffer(w, b);
+    if (!b->thing && w->forgotten_count < MOST) add_buffer(w, b);
+}
+
+static void work_step(world *w) {
+    if (threads) {
+        if (draw(4) == 0) carrier_wait(w->c, 1e-4);
+        return;
+    }
+    switch (draw(4)) {
+    case 0: carrier_step(w->c, STEP_COPY, draw(3)); break;
+    case 1: carrier_step(w->c, STEP_DEPART, 0); break;
+    case 2: carrier_step(w->c, STEP_POLL, 0); break;
+    case 3: simulated_finish(&w->gpu, draw(3)); break;
+    }
+}
+
+static void any_step(world *w) {
+    uint64_t drawn = draw(100);
+    if (drawn < 25) stage(w);
+    else if (drawn < 55) work_step(w);
+    else if (drawn < 67) depart(w, false);
+    else if (drawn < 70) depart(w, true);
+    else if (drawn < 80) take_ends(w);
+    else if (drawn < 84) cancel(w);
+    else if (drawn < 87) ruin_target(w);
+    else if (drawn < 89) change_buffer(w);
+    else if (drawn < 91 && !threads) visit(w);
+    else if (drawn < 93 && !threads) unvisit();
+    else if (drawn < 94) simulated_poll(&w->gpu);
+    else if (drawn < 95) carrier_poll_soon(w->c), w->polls_asked++;
+    else if (drawn < 96 && !threads) want_target(w);
+    else if (drawn < 97 && !threads) unwant_target(w);
+    else if (drawn < 98) settle(w);
+    else if (drawn < 99) carrier_listen(w->c);
+    else carrier_count(w->c);
+    for (unsigned i = 0; i < TARGETS; i++) {
+        simulated_lock();
+        bool is_there = w->targets[i];
+        simulated_unlock();
+        if (!is_there && w->all_count + 8 < MOST_ALL) add_target(w, i);
+    }
+}
+
+
+// -- who works beside it, with threads --
+
+static world *worlds;
+static unsigned world_count;
+
+static void *finish_work(void *unused) {
+    while (!atomic_load(&over)) {
+        world *w = &worlds[draw(world_count)];
+        simulated_finish(&w->gpu, draw(3));
+        if (draw(3) == 0) simulated_poll(&w->gpu);
+        usleep((useconds_t)draw(100));
+    }
+    return unused;
+}
+
+static void look(world *w) {
+    carrier_visit(w->gpu.device);
+    simulated_lock();
+    thing *t = w->targets[draw_locked(TARGETS)];
+    if (t && t->is_gone) t = NULL;
+    if (t) t->references++;
+    simulated_unlock();
+    usleep((useconds_t)draw(100));
+    simulated_lock();
+    if (t && t->is_destroyed) fail("destroyed during a visit");
+    simulated_unlock();
+    if (!carrier_is_visited(w->gpu.device)) fail("a visit is forgotten");
+    carrier_unvisit(w->gpu.device);
+    if (t) release_thing(t);
+}
+
+static void *meddle(void *unused) {
+    while (!atomic_load(&over)) {
+        world *w = &worlds[draw(world_count)];
+        switch (draw(6)) {
+        case 0: ruin_target(w); break;
+        case 1: look(w); break;
+        case 2: want_target(w), usleep((useconds_t)draw(100)), unwant_target(w); break;
+        case 3: carrier_settle(w->gpu.device); break;
+        case 4: usleep(200); break;
+        case 5:
+            if (carrier_note_error("of somebody else's")) fail("an error of another thread's is taken");
+        }
+    }
+    return unused;
+}
+
+// -- a schedule, from its beginning to its end --
+
+static void open_world(world *w) {
+    *w = (world){.slots = 16, .slot = SMALL};
+    w->tasks = calloc(MOST, sizeof *w->tasks);
+    w->copies = calloc(MOST, sizeof *w->copies);
+    w->trips = calloc(MOST, sizeof *w->trips);
+    if (draw(threads ? 20 : 60) == 0) w->slots = 2, w->slot = LARGE;
+    w->gpu = (simulated_gpu){.owner = w, .see_copy = see_copy, .see_commands = see_commands, .refuses = is_refused,
+                             .see_first_use = see_first_use, .is_stepped = !threads, .message_in_done = draw(2)};
+    simulated_open(&w->gpu);
+    if (threads && draw(2)) w->gpu.slow = 200;
+    if (draw(8) == 0) w->gpu.fails_map = 10;
+    w->probe = make_thing(&w->gpu, BUFFER, 0);
+    w->c = carrier_open(&simulated_functions, w->gpu.device, w->gpu.device, w->probe, w->gpu.message_in_done);
+    if (threads && !(carrier_start_gpu(w->c) && carrier_add_copiers(w->c, 1 + (unsigned)draw(3)))) fail("no threads");
+    for (unsigned i = 0; i < TARGETS; i++) add_target(w, i);
+    for (unsigned i = 0; i < 2; i++) add_buffer(w, &w->buffers[i]);
+}
+
+static bool is_at_rest(world *w) {
+    carrier_counts n = carrier_count(w->c);
+    mutex_lock(&w->c->lock);
+    bool idle = n.is_idle && !w->c->has_news;  // it may not have woken yet
+    mutex_unlock(&w->c->lock);
+    return !n.unfinished && !n.queued && !n.outstanding && (!threads || idle);
+}
+
+static void come_to_rest(world *w) {
+    for (int i = 0; i < 20000; i++) {
+        if (threads) {
+            carrier_wait(w->c, 1e-3);
+        } else {
+            while (carrier_step(w->c, STEP_COPY, 0)) {
+            }
+            carrier_step(w->c, STEP_DEPART, 0);
+            simulated_finish(&w->gpu, 100);
+            carrier_step(w->c, STEP_POLL, 0);
+        }
+        bool rests = is_at_rest(w);
+        take_ends(w);
+        if (rests) return;
+    }
+    fail("it never comes to rest");
+}
+
+// What has ended so far is looked at as it comes; now all must have.
+static void check_ends(world *w) {
+    for (unsigned i = 0; i < w->task_count; i++)
+        if (!w->tasks[i].ended) fail("a job never ended");
+    for (unsigned i = 0; i < w->trip_count; i++)
+        if (!w->trips[i].made && !w->trips[i].lost && !(w->trips[i].is_mark && w->lost)) fail("departure %u never ended", i + 1);
+    for (unsigned i = 0; i < BUFFERS; i++)
+        if (w->buffers[i].thing && (w->buffers[i].state == COMING || w->buffers[i].state == GOING)) fail("a buffer never came back");
+    if (w->polls != w->polls_asked && !(w->polls && w->polls_asked)) fail("a poll was asked for, and none made");
+    if (w->lost) return;
+    if (w->reached != w->trip_count) fail("%u departed, and %u were reached", w->trip_count, (unsigned)w->reached);
+    if (w->told_lost) fail("it is lost, and nobody lost it");
+}
+
+static const copy *last_to(world *w, const thing *t, uint64_t at) {
+    const copy *last = NULL;
+    for (unsigned i = 0; i < w->copy_count; i++) {
+        const copy *p = &w->copies[i];
+        if (p->to != t || p->to_offset != at || !p->submitted) continue;
+        if (!last || p->serial > last->serial || (p->serial == last->serial && p->index > last->index)) last = p;
+    }
+    return last;
+}
+
+static void check_contents(world *w) {
+    static const uint8_t zeros[LARGE];
+    for (unsigned i = 0; i < w->all_count; i++) {
+        thing *t = w->all[i];
+        for (uint64_t k = 0; !t->is_gone && k < w->slots; k++) {
+            const uint8_t *at = t->memory + k * w->slot;
+            const copy *last = last_to(w, t, k * w->slot);
+            bool right = last ? has_words(at, number_of(w, last), w->slot) : !memcmp(at, zeros, w->slot);
+            if (!right) fail("a target holds what was not copied to it last");
+        }
+    }
+}
+
+static void forget_all(world *w) {
+    for (unsigned i = 0; i < BUFFERS; i++) {
+        place *b = &w->buffers[i];
+        if (!b->thing) continue;
+        if (b->state == GOING || b->busy) continue;  // it is still worked with: only with the carrier
+        forget_buffer(w, b);
+    }
+}
+
+static void free_owner(void *owner) { free(owner); }
+
+static void close_carrier(world *w) {
+    bool joins = draw(3) || !w->stopped;
+    if (!joins) {
+        atomic_fetch_add(&w->c->references, 1);  // to see when the others have let go
+        carrier_drop(w->c);
+        do simulated_close(&w->gpu);
+        while (atomic_load(&w->c->references) > 1 && !usleep(50));
+        let_go(w->c);
+        for (unsigned i = 0; i < w->task_count; i++) free(w->tasks[i].owner);
+        return;
+    }
+    carrier_stop(w->c);
+    if (!carrier_join(w->c, 20)) fail("the threads do not end");
+    if (draw(2)) take_ends(w);
+    carrier_each_owner(w->c, free_owner);
+    carrier_drop(w->c);
+    simulated_close(&w->gpu);
+}
+
+static void close_world(world *w) {
+    close_carrier(w);
+    for (unsigned i = 0; i < w->all_count; i++)
+        if (w->all[i]->is_gone && !w->all[i]->is_destroyed) fail("what was to be destroyed never was");
+    for (unsigned i = 0; i < w->all_count; i++) release_thing(w->all[i]);
+    for (unsigned i = 0; i < BUFFERS; i++)
+        if (w->buffers[i].thing) release_thing(w->buffers[i].thing);
+    for (unsigned i = 0; i < w->trip_count; i++)
+        for (uint32_t k = 0; k < w->trips[i].command_count; k++) release_thing(w->trips[i].commands[k]);
+    release_thing(w->probe);
+    release_thing(w->gpu.device);
+    free(w->tasks);
+    free(w->copies);
+    free(w->trips);
+}
+
+static void run_steps(void) {
+    uint64_t steps = 20 + draw(threads ? 200 : 100), loss = draw(5) ? UINT64_MAX : draw(steps);
+    for (step = 1; step <= steps; step++) {
+        world *w = &worlds[draw(world_count)];
+        if (step == loss) lose_device(w);
+        any_step(w);
+        if (threads && draw(10) == 0) usleep((useconds_t)draw(200));
+    }
+}
+
+static void run_schedule(void) {
+    static world both[2];
+    pthread_t workers[2];
+    sow(seed);
+    file_end = 0;
+    worlds = both;
+    world_count = draw(4) ? 1 : 2;
+    atomic_store(&over, false);
+    for (unsigned i = 0; i < world_count; i++) open_world(&worlds[i]);
+    if (threads && (pthread_create(&workers[0], NULL, finish_work, NULL) || pthread_create(&workers[1], NULL, meddle, NULL)))
+        fail("no threads");
+    run_steps();
+    while (visits) unvisit();
+    bool stops = draw(6) == 0;
+    for (unsigned i = 0; i < world_count; i++) {
+        if (stops) {
+            carrier_stop(worlds[i].c);
+            worlds[i].stopped = true;
+        } else {
+            come_to_rest(&worlds[i]);
+        }
+    }
+    atomic_store(&over, true);
+    for (int i = 0; i < 2 && threads; i++) pthread_join(workers[i], NULL);
+    for (unsigned i = 0; i < world_count; i++) {
+        world *w = &worlds[i];
+        if (w->wanted) unwant_target(w);
+        if (!stops) check_ends(w);
+        if (!stops && !w->lost) check_contents(w);
+        if (draw(2)) forget_all(w);
+        close_world(w);
+    }
+    for (int i = 0; i < 20000 && atomic_load(&memory); i++) usleep(100);  // a thread that was joined may be about to let go
+    if (things_alive) fail("%u things are never released", (unsigned)things_alive);
+    if (atomic_load(&memory)) fail("%d pieces of memory are never freed", (int)atomic_load(&memory));
+}
+
+int main(int count, char **words) {
+    if (count < 3) return 2;
+    threads = !strcmp(words[1], "threads");
+    uint64_t first = strtoull(words[2], NULL, 10), schedules = count > 3 ? strtoull(words[3], NULL, 10) : 1;
+    FILE *some = tmpfile();
+    if (!some) return 2;
+    file = fileno(some);
+    signal(SIGALRM, hangs);
+    for (seed = first; seed < first + schedules; seed++) {
+        alarm(60);
+        run_schedule();
+    }
+    printf("%llu schedules\n", (unsigned long long)schedules);
+    return 0;
+}
