@@ -38,6 +38,7 @@ class LoopPort:
             self.event: Callable[[], Any] = trio.Event
             self._complain: Callable[[dict[str, Any]], object] = _log_failure  # an exception would end all of trio
             self._add_reader: Callable[[int, Callback], Callback] = partial(_watch_on_trio, trio)
+            self.is_running: Callable[[], bool] = self.is_here
         else:
             import asyncio  # takes longer than all of this library, and a program on trio has no use for it
 
@@ -53,6 +54,7 @@ class LoopPort:
             self.event = asyncio.Event  # what anyio's own wraps, and finds anew for each
             self._complain = self.loop.call_exception_handler
             self._add_reader = partial(_watch_on_asyncio, self.loop)
+            self.is_running = self.loop.is_running  # quicker; whoever asks knows that it is the loop's thread
         self._posted: deque[Callback] = deque()
         self._scheduled = False
         self._draining = False  # posted callbacks run now
@@ -187,6 +189,7 @@ def _lose_loops() -> None:
     # A forked child has a copy of the loop but none of the threads, and wgpu does not survive a fork at all.
     for port in _ports:
         port.loop = None
+        port.is_running = bool  # it is not
         port._wake = _refuse
 
 

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-from ..data.copies import BufferCopy, Copy, TextureCopy
+from ..data.copies import RECORD, TO_BUFFER, TO_TEXTURE, BufferCopy, Copy, SmallCopies, Staged, TextureCopy
 from ..errors import InvalidCopy, StagingError
 from ..gpu.protocol import Native
 
-# carrier_copy in native/carrier.h: keep the two alike.
-_COPY = struct.Struct("<BBBBIQQQQQQ8I")
-_TO_BUFFER, _TO_TEXTURE = 0, 1
 _ASPECTS = {"all": 1, "stencil-only": 2, "depth-only": 3}
 
 
@@ -51,14 +47,14 @@ class Departure:
     def __init__(
         self,
         buffers: Sequence[Source],
-        copies: Sequence[Copy],
+        copies: Sequence[Staged],
         command_buffers: Sequence[Any],
         fence: Any,
         *,
         lane: int,
         jobs: Sequence[int],
         is_urgent: bool = False,
-        made: Callable[[list[tuple[Copy, InvalidCopy]]], object],
+        made: Callable[[list[tuple[Staged, InvalidCopy]]], object],
         lost: Callable[[StagingError], object],
     ) -> None:
         self.buffers = buffers
@@ -73,9 +69,9 @@ class Departure:
         """It was submitted; with the copies that were left out, and why."""
         self.lost = lost
         """It was not."""
-        self.failures: list[tuple[Copy, InvalidCopy]] = []
+        self.failures: list[tuple[Staged, InvalidCopy]] = []
 
-    def sift(self, native: Native) -> list[Copy]:
+    def sift(self, native: Native) -> list[Staged]:
         """The copies whose destination is fit for a submit now; the others are noted as failures."""
         reasons: dict[int, str | None] = {}
         good = []
@@ -90,25 +86,41 @@ class Departure:
                 self.fail(copy, reason)
         return good
 
-    def fail(self, copy: Copy, reason: str) -> None:
+    def fail(self, copy: Staged, reason: str) -> None:
         """It is left out."""
         self.failures.append((copy, InvalidCopy(f"{copy!r}: {reason}")))
 
 
-def pack(native: Native, copies: Sequence[Copy]) -> bytes:
+def copy_at(copies: Sequence[Staged], index: int) -> Copy:
+    """The copy that has this record."""
+    for copy in copies:
+        if not isinstance(copy, SmallCopies):
+            if index == 0:
+                return copy
+            index -= 1
+        elif index < len(copy):
+            return copy[index]
+        else:
+            index -= len(copy)
+    raise IndexError
+
+
+def pack(native: Native, copies: Sequence[Staged]) -> bytes:
     """The records of some copies."""
     used: set[tuple[int, int]] = set()
     return b"".join([_pack(native, copy, used) for copy in copies])
 
 
-def _pack(native: Native, copy: Copy, used: set[tuple[int, int]]) -> bytes:
+def _pack(native: Native, copy: Staged, used: set[tuple[int, int]]) -> bytes:
+    if type(copy) is SmallCopies:
+        return copy.records
     handle = native.handle
     source, target = handle(copy.source.handle), handle(copy.destination)
     if type(copy) is BufferCopy:
         at = (source, copy.offset, target, copy.destination_offset, copy.size)
-        return _COPY.pack(_TO_BUFFER, 0, 0, 0, 0, copy.job, *at, 0, 0, 0, 0, 0, 0, 0, 0)
+        return RECORD.pack(TO_BUFFER, 0, 0, 0, 0, copy.job, *at, 0, 0, 0, 0, 0, 0, 0, 0)
     assert isinstance(copy, TextureCopy)
     block, is_first = copy.block, native.is_first_use(copy, used)
     at = (source, copy.offset, target, block.nbytes, block.width | block.height << 32)
     region = (*copy.origin, *copy.size, copy.bytes_per_row, copy.rows_per_image)
-    return _COPY.pack(_TO_TEXTURE, _ASPECTS[copy.aspect], is_first, 0, copy.mip_level, copy.job, *at, *region)
+    return RECORD.pack(TO_TEXTURE, _ASPECTS[copy.aspect], is_first, 0, copy.mip_level, copy.job, *at, *region)

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from ..data.copies import Copy
+from ..data.copies import Staged
 from .buffer import Shelf, StagingBuffer
 from .lanes import Lane
 from .line import Line, Waiter
@@ -74,7 +74,7 @@ def _spreads(shelf: Shelf, buffer: StagingBuffer, size: int, large: int) -> bool
     return 2 * len(shelf.free) > len(shelf.all)
 
 
-def way_for(shelf: Shelf, lane: Lane, wanted: set[Copy]) -> Go | Stay:
+def way_for(shelf: Shelf, lane: Lane, wanted: set[Staged]) -> Go | Stay:
     """How all of `wanted` get to a submit of this lane. A copy that one of them would overtake goes with them."""
     ready = lane.may_go({buffer for buffer in lane.buffers if buffer.load.is_busy})
     left = {copy.source for copy in wanted.intersection(lane.copies)}.difference(ready)
