@@ -63,7 +63,7 @@ class Batch:
         know_buffer(self._engine, buffer, data)
 
     async def write_buffers(self, buffer: Any, offsets: Any, data: Any) -> None:
-        """Write `data[i]` to `offsets[i]` of a GPUBuffer or a pool's range, for every i in order: as `write_buffer` does,
+        """Write `data[i]` to `offsets[i]` of a GPUBuffer or pool's range, for every i in order: as `write_buffer` does,
         at a fraction of the cost. On return `data` may be reused.
 
         :param offsets: bytes, of shape (n,), each a multiple of 4.
@@ -105,8 +105,8 @@ class Batch:
             await write(self._engine, self._lane, await self._cut_texels(destination, data, data_layout, size))
 
     async def write_textures(self, destinations: Sequence[Mapping[str, Any]], data: Any) -> None:
-        """Write `data[i]` to `destinations[i]`, for every i in order: as `write_texture` does, at a fraction of the cost.
-        On return `data` may be reused.
+        """Write `data[i]` to `destinations[i]`, for every i in order: as `write_texture` does, at a
+        fraction of the cost. On return `data` may be reused.
 
         :param destinations: n of wgpu's dicts, such as {"texture": texture, "origin": (x, y, z)}, of any textures.
         :param data: a sequence of n arrays, or an array whose first axis is n. The size of each write follows from its

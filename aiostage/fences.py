@@ -10,7 +10,7 @@ import anyio
 
 from .carrier.departure import Departure
 from .carrier.timeline import Serial, Timeline
-from .data.copies import Copy, Staged
+from .data.copies import Copy
 from .engine.outcome import Outcome
 from .errors import FenceTimeout, InvalidCopy, afresh
 from .exits import holding
@@ -75,7 +75,7 @@ class FenceTracker(Timeline[Fence]):
         """
         made = Outcome[Fence]()
 
-        def end(failures: list[tuple[Staged, InvalidCopy]]) -> None:
+        def end(failures: list[tuple[Copy, InvalidCopy]]) -> None:
             made.end(fence, failures[0][1] if failures else None)
 
         with holding(self.order):

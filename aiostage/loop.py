@@ -38,7 +38,7 @@ class LoopPort:
             self.event: Callable[[], Any] = trio.Event
             self._complain: Callable[[dict[str, Any]], object] = _log_failure  # an exception would end all of trio
             self._add_reader: Callable[[int, Callback], Callback] = partial(_watch_on_trio, trio)
-            self.is_running: Callable[[], bool] = self.is_here
+            self.is_running: Callable[[], bool] = self.is_here  # asked in the loop's own thread alone
         else:
             import asyncio  # takes longer than all of this library, and a program on trio has no use for it
 
@@ -54,7 +54,7 @@ class LoopPort:
             self.event = asyncio.Event  # what anyio's own wraps, and finds anew for each
             self._complain = self.loop.call_exception_handler
             self._add_reader = partial(_watch_on_asyncio, self.loop)
-            self.is_running = self.loop.is_running  # quicker; whoever asks knows that it is the loop's thread
+            self.is_running = _is_running(self.loop) or self.is_here
         self._posted: deque[Callback] = deque()
         self._scheduled = False
         self._draining = False  # posted callbacks run now
@@ -143,6 +143,14 @@ class LoopPort:
             if self._posted and not self._scheduled:  # Ctrl-C: the others have their turn all the same
                 self._scheduled = True
                 self._wake(self._drain)
+
+
+def _is_running(loop: Any) -> Callable[[], bool] | None:
+    """A loop's own way to tell, which is quicker, if it has one."""
+    try:
+        return loop.is_running if loop.is_running() else None
+    except NotImplementedError:
+        return None
 
 
 def _watch_on_asyncio(loop: Any, bell: int, rung: Callback) -> Callback:

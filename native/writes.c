@@ -14,7 +14,7 @@
 #include "state.h"
 
 enum { UNKNOWN = -1, WRITTEN = 0 };  // what a write answers; or how many bytes of room it lacks
-enum { MOST_LEVELS = 16, MOST_FORMS = 8 };
+enum { MOST_LEVELS = 16, MOST_FORMS = 32 };
 
 static PyTypeObject *target_type, *forms_type;
 static PyObject *known_name, *running_name, *texture_name, *origin_name, *level_name, *aspect_name, *offset_name, *row_name,

@@ -54,7 +54,7 @@ class Departure:
         lane: int,
         jobs: Sequence[int],
         is_urgent: bool = False,
-        made: Callable[[list[tuple[Staged, InvalidCopy]]], object],
+        made: Callable[[list[tuple[Copy, InvalidCopy]]], object],
         lost: Callable[[StagingError], object],
     ) -> None:
         self.buffers = buffers
@@ -69,7 +69,7 @@ class Departure:
         """It was submitted; with the copies that were left out, and why."""
         self.lost = lost
         """It was not."""
-        self.failures: list[tuple[Staged, InvalidCopy]] = []
+        self.failures: list[tuple[Copy, InvalidCopy]] = []
 
     def sift(self, native: Native) -> list[Staged]:
         """The copies whose destination is fit for a submit now; the others are noted as failures."""
@@ -83,10 +83,11 @@ class Departure:
             if (reason := reasons[key]) is None:
                 good.append(copy)
             else:
-                self.fail(copy, reason)
+                for each in copy if isinstance(copy, SmallCopies) else (copy,):
+                    self.fail(each, reason)
         return good
 
-    def fail(self, copy: Staged, reason: str) -> None:
+    def fail(self, copy: Copy, reason: str) -> None:
         """It is left out."""
         self.failures.append((copy, InvalidCopy(f"{copy!r}: {reason}")))
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import operator
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ..errors import InvalidCopy
@@ -128,6 +128,9 @@ class SmallCopies:
     def __len__(self) -> int:
         return len(self.records) // RECORD.size
 
+    def __iter__(self) -> Iterator[BufferCopy | TextureCopy]:
+        return map(self.__getitem__, range(len(self)))
+
     def __getitem__(self, index: int) -> BufferCopy | TextureCopy:
         kind, _, _, _, mip_level, _, _, offset, _, at, size, *numbers = RECORD.unpack_from(
             self.records, index * RECORD.size
@@ -143,9 +146,6 @@ class SmallCopies:
     def goes_to_buffer(self) -> bool:
         """Or else to a texture."""
         return self.records[0] == TO_BUFFER
-
-    def __repr__(self) -> str:
-        return repr(self[0])
 
 
 Copy = BufferCopy | TextureCopy

@@ -423,7 +423,7 @@ class Engine:
             raise
         return submission
 
-    def _made(self, submission: Submission, failures: list[tuple[Staged, InvalidCopy]]) -> None:
+    def _made(self, submission: Submission, failures: list[tuple[Copy, InvalidCopy]]) -> None:
         self._left(submission)
         if failures:
             self._failures += submission.end_refused(failures)

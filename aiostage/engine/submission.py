@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from logging import ERROR
 from typing import Any
 
-from ..data.copies import Staged
+from ..data.copies import Copy
 from ..errors import InvalidCopy, StagingError
 from ..events import report
 from .buffer import StagingBuffer
@@ -25,7 +25,7 @@ class Submission:
     def __init__(self, buffers: Sequence[StagingBuffer], fence: Any) -> None:
         self.buffers = buffers
         self.fence = fence
-        self.failures: list[tuple[Staged, InvalidCopy]] = []
+        self.failures: list[tuple[Copy, InvalidCopy]] = []
         self.made: Outcome[Any] = Outcome()  # with the fence
         # Where a thread submits, buffers may be back, with new loads, before the loop hears of the submit.
         self._loads = [buffer.load for buffer in buffers]
@@ -34,7 +34,7 @@ class Submission:
         """All of it was submitted."""
         self._tell(None)
 
-    def end_refused(self, failures: list[tuple[Staged, InvalidCopy]]) -> list[tuple[Any, InvalidCopy]]:
+    def end_refused(self, failures: list[tuple[Copy, InvalidCopy]]) -> list[tuple[Any, InvalidCopy]]:
         """It was submitted without these copies. Returns what the owners of some must be told: (task, why)."""
         self.failures = failures
         owned = [(copy.owner, why) for copy, why in failures if copy.owner is not None]
