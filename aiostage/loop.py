@@ -49,7 +49,7 @@ class LoopPort:
             self._running = asyncio.get_running_loop
             self._wake = self.loop.call_soon_threadsafe
             self._soon = self.loop.call_soon
-            self.current_task = asyncio.current_task
+            self.current_task = partial(asyncio.current_task, self.loop)  # which need not look for the loop
             self.name_of = operator.methodcaller("get_name")
             self.event = asyncio.Event  # what anyio's own wraps, and finds anew for each
             self._complain = self.loop.call_exception_handler
@@ -62,8 +62,12 @@ class LoopPort:
 
     def check(self) -> None:
         """Raise WrongLoop unless called on this loop."""
-        if not self.is_here():
-            raise WrongLoop("used from another event loop or thread than the one it was opened on")
+        try:
+            if self._running() is self.loop:  # as `is_here`, without a call
+                return
+        except RuntimeError:
+            pass
+        raise WrongLoop("used from another event loop or thread than the one it was opened on")
 
     def is_here(self) -> bool:
         """Whether it is called on this loop."""

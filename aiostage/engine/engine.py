@@ -320,12 +320,15 @@ class Engine:
         """Somebody stopped writing to `buffer`."""
         load: Load | None = buffer.load
         if load is not None and not load.is_busy:
-            self.collect(load.lane)
-            if load.is_empty:
+            if load.lane.writes is not None:
+                self.collect(load.lane)
+            if not load.used and load.is_empty:
                 load.lane.empty(buffer)
                 self._emptied(buffer)
-            self._reclaim_for_waiters()
-        self.changed()
+            if self.line.waiters:
+                self._reclaim_for_waiters()
+        if self._change is not None:
+            self.changed()
 
     # -- slots that end --
 
@@ -341,7 +344,8 @@ class Engine:
         for copy in copies:
             copy.owner = place.task
             self.slots.stage(copy)
-        buffer.exports += exports
+        if exports:
+            buffer.exports += exports
         if not copies and not recorded:
             load.unstaged.append(weakref.ref(slot, self._slot_gone))
 

@@ -46,7 +46,11 @@ def place_for(shelf: Shelf, lane: Lane, size: int, alignment: int, large: int) -
     if lane.buffers:
         last = lane.buffers[-1]
         offset = last.fits(size, alignment)
-        if offset is not None and not last.load.has_old_place() and not _spreads(shelf, last, size, large):
+        if (
+            offset is not None
+            and not (last.load.open and last.load.has_old_place())
+            and not _spreads(shelf, last, size, large)
+        ):
             return last, offset
     fresh = shelf.next_free()
     if fresh is not None:
