@@ -140,11 +140,7 @@ async def small_writes(device: wgpu.GPUDevice, rounds: int) -> dict[str, Any]:
     places = [{"texture": texture, "origin": (64 * (i % 32), 64 * (i // 32), 0)} for i in range(count)]
     layout, size = {"bytes_per_row": 256, "rows_per_image": 64}, (64, 64, 1)
     queue = device.queue
-    offsets, pieces, images = (
-        64 * np.arange(count),
-        np.ones((count, 64), np.uint8),
-        np.ones((count, 64, 64, 4), np.uint8),
-    )
+    offsets, pieces, images = 64 * np.arange(count), np.ones((count, 64), np.uint8), [image] * count
     names = ("buffer", "buffers", "write_buffer", "texture", "textures", "write_texture")
     used: dict[str, list[float]] = {name: [] for name in names}
     async with aiostage.StagingRing(device, 3, 32 * MiB) as ring:
