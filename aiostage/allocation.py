@@ -193,10 +193,10 @@ class Allocation:
         :raises AllocationClosed: it was committed or abandoned before.
         """
         self._check_open()
+        engine, place, copies, recorded = self._engine, self._place, self._copies, self._recorded
         if self._views is not None:
             self._views.close(self._strict_views)
         self._closed = True
-        engine, place, copies, recorded = self._engine, self._place, self._copies, self._recorded
         exports = self._views.alive() if self._views is not None else ()
         engine.commit(place, self, copies, exports, len(recorded))
         try:
@@ -204,7 +204,8 @@ class Allocation:
                 record(engine, place, recorded, stays=bool(copies))
         finally:
             engine.let_go(place.buffer)
-        self._forget_copies()
+        if copies or recorded:
+            self._forget_copies()
 
     def abandon(self) -> None:
         """Give the place up; nothing is copied. Does nothing when the allocation is closed already."""

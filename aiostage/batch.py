@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import chain, islice
 from typing import Any
 
+import numpy as np
+from anyio.lowlevel import checkpoint
+
 from . import waiting
+from .data.arrays import as_array, is_lazy
+from .data.pieces import Piece
 from .engine.engine import Engine
 from .engine.lanes import Lane
-from .errors import AllocationClosed, afresh
+from .errors import AllocationClosed, InvalidCopy, afresh
 from .fences import Fence
+from .threads import run_sync
 from .uploads import cut_bytes, cut_texels, put, write
+from .writes import MOST_AT_ONCE, NO_WRITES, as_pieces, at_index, check_many, know_buffer, know_texels, writes_of
 
 
 class Batch:
@@ -23,6 +31,7 @@ class Batch:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._lane = Lane(ends=True)
+        self._writes = NO_WRITES
         self._open = False
         self._fence: Fence | None = None
 
@@ -40,11 +49,43 @@ class Batch:
         self, buffer: Any, buffer_offset: int, data: Any, data_offset: int = 0, size: int | None = None
     ) -> None:
         """Like `StagingRing.write_buffer`, submitted with the batch. On return `data` may be reused."""
-        self._check()
-        if data_offset == 0 and size is None and put(self._engine, self._lane, buffer, buffer_offset, data):
+        lacking = self._writes.buffer(buffer, buffer_offset, data, data_offset, size)
+        if not lacking:
             return
-        cut = await cut_bytes(self._engine, buffer, buffer_offset, data, data_offset, size)
-        await write(self._engine, self._lane, cut.pieces)
+        self._check()
+        if lacking > 0 and self._engine.attach(self._lane, self._writes, lacking):
+            lacking = self._writes.buffer(buffer, buffer_offset, data, data_offset, size)
+        if not lacking:
+            return
+        if data_offset != 0 or size is not None or not put(self._engine, self._lane, buffer, buffer_offset, data):
+            cut = await cut_bytes(self._engine, buffer, buffer_offset, data, data_offset, size)
+            await write(self._engine, self._lane, cut.pieces)
+        know_buffer(self._engine, buffer, data)
+
+    async def write_buffers(self, buffer: Any, offsets: Any, data: Any) -> None:
+        """Write `data[i]` to `offsets[i]` of a GPUBuffer or pool's range, for every i in order: as `write_buffer` does,
+        at a fraction of the cost. On return `data` may be reused.
+
+        :param offsets: bytes, of shape (n,), each a multiple of 4.
+        :param data: any array of shape (n, …). The bytes of a piece are taken in C order, in the byte order that they
+            have; their number is a multiple of 4.
+        :raises InvalidCopy: WebGPU would refuse one of them, the message says which; nothing was copied.
+        :raises TypeError: `data` is no array, or has masked or missing values.
+        """
+        self._check()
+        if is_lazy(data):
+            data = await run_sync(as_array, data)
+        array, starts = check_many(self._engine.native, buffer, offsets, data)
+        nbytes = array.nbytes // len(array) if len(array) else 0
+        at_once = MOST_AT_ONCE // nbytes + 1 if nbytes else 1
+        for first in range(0, len(array) if nbytes else 0, at_once):
+            some, here = np.ascontiguousarray(array[first : first + at_once]), starts[first : first + at_once]
+            flat, done = some.reshape(-1).view(np.uint8), 0
+            while (done := self._writes.buffers(buffer, here, flat, done, len(here))) < len(here):
+                await self.write_buffer(buffer, int(here[done]), some[done : done + 1])
+                done += 1
+            if first + at_once < len(array):
+                await checkpoint()
 
     async def write_texture(
         self,
@@ -54,9 +95,52 @@ class Batch:
         size: Any = None,
     ) -> None:
         """Like `StagingRing.write_texture`, submitted with the batch. On return `data` may be reused."""
+        lacking = self._writes.texture(destination, data, data_layout, size)
+        if not lacking:
+            return
         self._check()
+        if lacking > 0 and self._engine.attach(self._lane, self._writes, lacking):
+            lacking = self._writes.texture(destination, data, data_layout, size)
+        if lacking:
+            await write(self._engine, self._lane, await self._cut_texels(destination, data, data_layout, size))
+
+    async def write_textures(self, destinations: Sequence[Mapping[str, Any]], data: Any) -> None:
+        """Write `data[i]` to `destinations[i]`, for every i in order: as `write_texture` does, at a
+        fraction of the cost. On return `data` may be reused.
+
+        :param destinations: n of wgpu's dicts, such as {"texture": texture, "origin": (x, y, z)}, of any textures.
+        :param data: a sequence of n arrays, or an array whose first axis is n. The size of each write follows from its
+            shape and the format of the texture.
+        :raises InvalidCopy: WebGPU would refuse one of them, or its data are of another kind; the message says which.
+            Nothing was copied.
+        :raises TypeError: `data`, or one of them, is no array and no bytes, or has masked or missing values.
+        """
+        self._check()
+        if is_lazy(data):
+            data = await run_sync(as_array, data)
+        places, pieces = as_pieces(destinations, data)
+        done = 0
+        while (done := self._writes.textures(places, pieces, done, 0, True)) < len(places):
+            try:
+                await self._cut_texels(places[done], pieces[done], None, None)
+            except (InvalidCopy, TypeError) as error:
+                raise at_index(error, done) from None
+            done += 1
+        done = 0
+        while (reached := self._writes.textures(places, pieces, done, MOST_AT_ONCE, False)) < len(places):
+            if reached > done:
+                done = reached
+                await checkpoint()
+            else:
+                await self.write_texture(places[done], pieces[done])
+                done += 1
+
+    async def _cut_texels(self, destination: Any, data: Any, data_layout: Any, size: Any) -> Iterator[Piece]:
         cut = await cut_texels(self._engine, destination, data, data_layout, size)
-        await write(self._engine, self._lane, cut.pieces)
+        some = list(islice(cut.pieces, 2))
+        if len(some) == 1:
+            know_texels(self._engine, data, data_layout, size, some[0])
+        return chain(some, cut.pieces)
 
     async def __aenter__(self) -> Batch:
         self._enter()
@@ -70,12 +154,14 @@ class Batch:
             raise AllocationClosed("a batch or frame is entered once")
         self._engine.check_task()
         self._engine.lanes[self._lane] = None
+        self._writes = writes_of(self._engine)
         self._open = True
 
     async def _leave(self, abandon: bool, command_buffers: Callable[[], list[Any]]) -> None:
         """Submit what was written, then the command buffers; or nothing, on any exception."""
         engine, lane = self._engine, self._lane
         self._open = False
+        engine.collect(lane)  # and nothing is lent any more
         submission = None
         try:
             if abandon:

@@ -39,6 +39,7 @@ class LoopPort:
             self.signal: Callable[[], Any] = trio.Event
             self._complain: Callable[[dict[str, Any]], object] = _log_failure  # an exception would end all of trio
             self._add_reader: Callable[[int, Callback], Callback] = partial(_watch_on_trio, trio)
+            self.is_running: Callable[[], bool] = self.is_here  # asked in the loop's own thread alone
         else:
             import asyncio  # takes longer than all of this library, and a program on trio has no use for it
 
@@ -49,12 +50,13 @@ class LoopPort:
             self._running = asyncio.get_running_loop
             self._wake = self.loop.call_soon_threadsafe
             self._soon = self.loop.call_soon
-            self.current_task = asyncio.current_task
+            self.current_task = partial(asyncio.current_task, self.loop)  # which need not look for the loop
             self.name_of = operator.methodcaller("get_name")
             self.event = asyncio.Event  # what anyio's own wraps, and finds anew for each
             self.signal = partial(_Signal, self.loop.create_future)  # for one task, and quicker
             self._complain = self.loop.call_exception_handler
             self._add_reader = partial(_watch_on_asyncio, self.loop)
+            self.is_running = _is_running(self.loop) or self.is_here
         self._posted: deque[Callback] = deque()
         self._scheduled = False
         self._draining = False  # posted callbacks run now
@@ -62,8 +64,12 @@ class LoopPort:
 
     def check(self) -> None:
         """Raise WrongLoop unless called on this loop."""
-        if not self.is_here():
-            raise WrongLoop("used from another event loop or thread than the one it was opened on")
+        try:
+            if self._running() is self.loop:  # as `is_here`, without a call
+                return
+        except RuntimeError:
+            pass
+        raise WrongLoop("used from another event loop or thread than the one it was opened on")
 
     def is_here(self) -> bool:
         """Whether it is called on this loop."""
@@ -161,6 +167,14 @@ class _Signal:
             self._future.set_result(None)
 
 
+def _is_running(loop: Any) -> Callable[[], bool] | None:
+    """A loop's own way to tell, which is quicker, if it has one."""
+    try:
+        return loop.is_running if loop.is_running() else None
+    except NotImplementedError:
+        return None
+
+
 def _watch_on_asyncio(loop: Any, bell: int, rung: Callback) -> Callback:
     loop.add_reader(bell, rung)
 
@@ -205,6 +219,7 @@ def _lose_loops() -> None:
     # A forked child has a copy of the loop but none of the threads, and wgpu does not survive a fork at all.
     for port in _ports:
         port.loop = None
+        port.is_running = bool  # it is not
         port._wake = _refuse
 
 

@@ -75,6 +75,7 @@ class StagingStats:
 
 def snapshot(engine: Engine, ring_count: int, buffer_size: int, budget: MemoryBudget | None) -> StagingStats:
     """A consistent snapshot of a ring, as far as its loop has heard."""
+    engine.collect_all()
     demand, counts, buffers = engine.demand, engine.counts, engine.shelf.all
     timeline = engine.timeline if buffers else None
     lent = engine.lending.counts if buffers else RingCounts()

@@ -68,7 +68,7 @@ def put(engine: Engine, lane: Lane, buffer: Any, buffer_offset: Any, data: Any) 
         return False
     try:
         source = memoryview(data)
-        if source.format == "O":  # which it would cast as well: the addresses of Python objects
+        if "O" in source.format:  # which it would cast as well: the addresses of Python objects
             return False
         source = source.cast("B")
     except (TypeError, ValueError, NotImplementedError):  # no buffer, not contiguous, or of a format of numpy's own

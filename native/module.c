@@ -7,6 +7,7 @@
 
 #include "carrier.h"
 #include "state.h"
+#include "writes.h"
 
 #ifndef _WIN32
 #include <unistd.h>
@@ -204,7 +205,7 @@ static PyObject *Carrier_forget_buffer(PyObject *self, PyObject *index) {
     return none();
 }
 
-static bool block_of(const Py_buffer *from, PyObject *steps, block *b) {
+bool block_of(const Py_buffer *from, PyObject *steps, block *b) {
     if (from->ndim > BLOCK_DIMENSIONS || PyTuple_Size(steps) != from->ndim) {
         PyErr_Format(PyExc_ValueError, "data of %d dimensions, with steps for %zd", from->ndim, PyTuple_Size(steps));
         return false;
@@ -599,6 +600,9 @@ static PyMethodDef module_methods[] = {
     {"note_error", module_note_error, METH_O, "An error of wgpu's in this thread; whether the carrier made the call."},
     {"functions", module_functions, METH_NOARGS, "What a carrier calls: (name, type) each."},
     {"layouts", module_layouts, METH_NOARGS, "What it takes for granted: (name, offset or value, size) each."},
+    {"know_buffer", know_buffer, METH_VARARGS, "(buffer, device, handle, size): it may be written to."},
+    {"know_texture", know_texture, METH_VARARGS,
+     "(texture, device, handle, forms, mip level, (width, height, layers) of its blocks): it may be written to."},
     {0},
 };
 
@@ -620,7 +624,7 @@ static int module_exec(PyObject *module) {
                      {"LENT_FILLING", LENT_FILLING}, {"LENT_AWAY", LENT_AWAY}};
     for (size_t i = 0; !failed && i < sizeof constants / sizeof *constants; i++)
         failed = PyModule_AddIntConstant(module, constants[i].name, constants[i].value);
-    return failed;
+    return failed ? failed : add_writes(module);
 }
 
 // What later Pythons ask, and earlier ones do not know: in the numbers of 3.12 and 3.13. Without the interpreter's lock it

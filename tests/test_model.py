@@ -43,9 +43,11 @@ from stepping import SteppedCarrier, SteppedGpu, SteppedLoop
 import aiostage
 from aiostage import BufferState, StagingRing, waiting
 from aiostage.carrier import carrier, timeline
+from aiostage.data.formats import padded_row
 from aiostage.engine import buffer
 from aiostage.engine.engine import Engine
 from aiostage.waiting import place_for
+from aiostage.writes import writes_of
 
 RUNS_PER_SEED = 250
 STEPS = 60
@@ -260,6 +262,12 @@ class WatchedEngine(Engine):
             self.model.placed(*found, size)
         return found
 
+    def lend(self, lane: Any, writes: Any, size: int) -> bool:
+        lent = super().lend(lane, writes, size)
+        if lent:
+            writes.staging = lane.writes[1]
+        return lent
+
     def fill(self, place: Any, copy: Any, runs: Any, ended: Any, rings: bool) -> None:
         model = self.model
         here = (place.buffer.index, place.offset)
@@ -296,6 +304,40 @@ class WatchedEngine(Engine):
     def _emptied(self, buffer: Any) -> None:
         self.model.comes_back(buffer)
         super()._emptied(buffer)
+
+
+class WatchedWrites:
+    """Tells it which places native writes take."""
+
+    def __init__(self, engine: Any) -> None:
+        self.writes, self.model = writes_of(engine), engine.model
+        self.staging: Any = None
+        self.head = 0
+
+    def lend(self, address: int, head: int, size: int, handle: int) -> None:
+        self.head = head
+        self.writes.lend(address, head, size, handle)
+
+    def take(self) -> Any:
+        taken = self.writes.take()
+        assert taken[0] == self.head
+        return taken
+
+    def buffer(self, buffer: Any, offset: int, data: Any, data_offset: int, size: Any) -> int:
+        return self.placed(self.writes.buffer(buffer, offset, data, data_offset, size), data.nbytes, 4)
+
+    def texture(self, destination: Any, data: Any, layout: Any, size: Any) -> int:
+        rows, columns, channels = data.shape
+        nbytes = padded_row(columns * channels) * (rows - 1) + columns * channels
+        return self.placed(self.writes.texture(destination, data, layout, size), nbytes, 16)
+
+    def placed(self, lacking: int, nbytes: int, alignment: int) -> int:
+        if lacking == 0:
+            offset = -(-self.head // alignment) * alignment
+            self.head = offset + nbytes
+            self.model.seen["native write"] += 1
+            self.model.placed(self.staging, offset, nbytes)
+        return lacking
 
 
 async def watched_wait(engine: Any, lane: Any, size: int, alignment: int) -> Any:
@@ -1364,6 +1406,7 @@ def stepped(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (waiting, buffer, carrier, timeline):
         monkeypatch.setattr(module, "time", CLOCK)
     monkeypatch.setattr("aiostage.ring.Engine", WatchedEngine)
+    monkeypatch.setattr("aiostage.batch.writes_of", WatchedWrites)
     monkeypatch.setattr(waiting, "place_for", watched_wait)
     monkeypatch.setattr("aiostage.carrier.timeline.Carrier", SteppedCarrier)
     monkeypatch.setattr("aiostage.ring.run_now", _at_once)

@@ -11,13 +11,13 @@ from typing import Any, NamedTuple
 from weakref import WeakMethod, finalize
 
 from .. import exits, native
-from ..data.copies import BufferCopy, Copy
+from ..data.copies import BufferCopy, Staged
 from ..data.pieces import Whole
 from ..errors import CannotStartThread, DeviceLost, InvalidCopy, StagingError
 from ..events import DEBUG, event, logger
 from ..gpu.protocol import Native
 from ..loop import LoopPort
-from .departure import Departure, Source, pack, pack_pieces
+from .departure import Departure, Source, copy_at, pack, pack_pieces
 
 Ended = Callable[[int, BaseException | None], object]
 """Called on the loop with a job and what went wrong with it, or None."""
@@ -51,7 +51,7 @@ class Carrier:
         self._reached, self._lost = reached, lost
         self._native = native.Carrier(device.functions, *device.handles, device.message_in_done)
         self._jobs: dict[int, Ended] = {}
-        self._departures: dict[int, tuple[Departure, list[Copy]]] = {}
+        self._departures: dict[int, tuple[Departure, list[Staged]]] = {}
         self._buffers: dict[int, Callable[[int], object]] = {}
         self._uploads: dict[int, tuple[Whole, UploadEnded]] = {}
         self._polled: list[Callable[[], object]] = []
@@ -223,7 +223,7 @@ class Carrier:
             self._jobs.pop(number)(number, _error_of(status))
         elif kind == native.LEFT_OUT:
             departure, copies = self._departures[number]
-            departure.fail(copies[value], text or "")
+            departure.fail(copy_at(copies, value), text or "")
         elif kind == native.UPLOAD:
             self._end_upload(status, number, value, ago, text)
         elif kind == native.MADE:
@@ -241,7 +241,7 @@ class Carrier:
         else:
             self._hear_of_loss(number, text or "")
 
-    def _made(self, departure: Departure, copies: list[Copy], ago: float) -> None:
+    def _made(self, departure: Departure, copies: list[Staged], ago: float) -> None:
         left_out = {copy for copy, _ in departure.failures}
         self._device.note_use([copy for copy in copies if copy not in left_out] if left_out else copies)
         departure.fence.inserted_at = time.perf_counter() - ago

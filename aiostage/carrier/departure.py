@@ -6,15 +6,12 @@ import struct
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-from ..data.copies import BufferCopy, Copy, TextureCopy
+from ..data.copies import RECORD, TO_BUFFER, TO_TEXTURE, BufferCopy, Copy, SmallCopies, Staged, TextureCopy
 from ..data.pieces import Part
 from ..errors import InvalidCopy, StagingError
 from ..gpu.protocol import Native
 
-# carrier_copy in native/carrier.h: keep the two alike.
-_COPY = struct.Struct("<BBBBIQQQQQQ8I")
 _PIECE = struct.Struct("<qQQII5Q5q5q")  # the start of a carrier_piece
-_TO_BUFFER, _TO_TEXTURE = 0, 1
 _ASPECTS = {"all": 1, "stencil-only": 2, "depth-only": 3}
 
 
@@ -53,7 +50,7 @@ class Departure:
     def __init__(
         self,
         buffers: Sequence[Source],
-        copies: Sequence[Copy],
+        copies: Sequence[Staged],
         command_buffers: Sequence[Any],
         fence: Any,
         *,
@@ -77,7 +74,7 @@ class Departure:
         """It was not."""
         self.failures: list[tuple[Copy, InvalidCopy]] = []
 
-    def sift(self, native: Native) -> list[Copy]:
+    def sift(self, native: Native) -> list[Staged]:
         """The copies whose destination is fit for a submit now; the others are noted as failures."""
         reasons: dict[int, str | None] = {}
         good = []
@@ -89,7 +86,8 @@ class Departure:
             if (reason := reasons[key]) is None:
                 good.append(copy)
             else:
-                self.fail(copy, reason)
+                for each in copy if isinstance(copy, SmallCopies) else (copy,):
+                    self.fail(each, reason)
         return good
 
     def fail(self, copy: Copy, reason: str) -> None:
@@ -97,7 +95,21 @@ class Departure:
         self.failures.append((copy, InvalidCopy(f"{copy!r}: {reason}")))
 
 
-def pack(native: Native, copies: Sequence[Copy]) -> bytes:
+def copy_at(copies: Sequence[Staged], index: int) -> Copy:
+    """The copy that has this record."""
+    for copy in copies:
+        if not isinstance(copy, SmallCopies):
+            if index == 0:
+                return copy
+            index -= 1
+        elif index < len(copy):
+            return copy[index]
+        else:
+            index -= len(copy)
+    raise IndexError
+
+
+def pack(native: Native, copies: Sequence[Staged]) -> bytes:
     """The records of some copies."""
     used: set[tuple[int, int]] = set()
     return b"".join([_pack(native, copy, used) for copy in copies])
@@ -115,15 +127,17 @@ def _pack_piece(part: Part) -> bytes:
     return _PIECE.pack(part.start, part.copy.nbytes, part.run, part.swap, axes, *blocks)
 
 
-def _pack(native: Native, copy: Copy, used: set[tuple[int, int]]) -> bytes:
+def _pack(native: Native, copy: Staged, used: set[tuple[int, int]]) -> bytes:
+    if type(copy) is SmallCopies:
+        return copy.records
     handle = native.handle
     source = 0 if copy.source is None else handle(copy.source.handle)  # None: the carrier finds one
     target = handle(copy.destination)
     if type(copy) is BufferCopy:
         at = (source, copy.offset, target, copy.destination_offset, copy.size)
-        return _COPY.pack(_TO_BUFFER, 0, 0, 0, 0, copy.job, *at, 0, 0, 0, 0, 0, 0, 0, 0)
+        return RECORD.pack(TO_BUFFER, 0, 0, 0, 0, copy.job, *at, 0, 0, 0, 0, 0, 0, 0, 0)
     assert isinstance(copy, TextureCopy)
     block, is_first = copy.block, native.is_first_use(copy, used)
     at = (source, copy.offset, target, block.nbytes, block.width | block.height << 32)
     region = (*copy.origin, *copy.size, copy.bytes_per_row, copy.rows_per_image)
-    return _COPY.pack(_TO_TEXTURE, _ASPECTS[copy.aspect], is_first, 0, copy.mip_level, copy.job, *at, *region)
+    return RECORD.pack(TO_TEXTURE, _ASPECTS[copy.aspect], is_first, 0, copy.mip_level, copy.job, *at, *region)

@@ -299,6 +299,12 @@ def as_blocks(array: Array, block: TexelBlock, dimension: str, room: tuple[int, 
     return array[(np.newaxis,) * (3 - spatial)]
 
 
+def is_shaped(array: Array, block: TexelBlock) -> bool:
+    """Whether the shape alone tells what the texel blocks of a 2D texture are, whatever `room` there is."""
+    may_be_image = array.itemsize == block.nbytes and array.ndim == 3 and array.shape[2] == 1
+    return not may_be_image and as_blocks(array, block, "2d", (0, 0, 0)) is not None
+
+
 def _is_image(shape: tuple[int, ...], room: tuple[int, int, int]) -> bool:
     """Whether three axes, the last of length 1, are (rows, columns, channel) rather than (layers, rows, columns)."""
     image = (1, *shape[:2])

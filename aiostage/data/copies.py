@@ -7,7 +7,8 @@ the coroutine that asked for it, so that it can never spoil an encoder that hold
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping, Sequence
+import struct
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ..errors import InvalidCopy
@@ -114,7 +115,49 @@ class TextureCopy:
         return f"copy of {self.size} texels to {self.origin}, mip level {self.mip_level}, of {self.destination}"
 
 
+# carrier_copy in native/carrier.h: keep the two alike.
+RECORD = struct.Struct("<BBBBIQQQQQQ8I")
+TO_BUFFER, TO_TEXTURE = 0, 1
+
+
+class SmallCopies:
+    """Copies from one staging buffer to one destination that were recorded natively, in order: see native/writes.c."""
+
+    __slots__ = ("destination", "job", "owner", "records", "source")
+
+    def __init__(self, source: Any, destination: Any, records: bytes) -> None:
+        self.owner: Any = None
+        self.job = 0
+        self.source = source
+        self.destination = destination
+        self.records = records
+        """As the carrier has them."""
+
+    def __len__(self) -> int:
+        return len(self.records) // RECORD.size
+
+    def __iter__(self) -> Iterator[BufferCopy | TextureCopy]:
+        return map(self.__getitem__, range(len(self)))
+
+    def __getitem__(self, index: int) -> BufferCopy | TextureCopy:
+        kind, _, _, _, mip_level, _, _, offset, _, at, size, *numbers = RECORD.unpack_from(
+            self.records, index * RECORD.size
+        )
+        if kind == TO_BUFFER:
+            return BufferCopy(self.source, offset, self.destination, at, size)
+        block = TexelBlock(size & 0xFFFFFFFF, size >> 32, at)
+        origin, extent = tuple(numbers[:3]), tuple(numbers[3:6])
+        region = TextureRegion(self.destination, mip_level, "all", origin, extent, block)
+        return TextureCopy(self.source, offset, region, *numbers[6:])
+
+    @property
+    def goes_to_buffer(self) -> bool:
+        """Or else to a texture."""
+        return self.records[0] == TO_BUFFER
+
+
 Copy = BufferCopy | TextureCopy
+Staged = Copy | SmallCopies
 Triple = tuple[int, int, int]
 
 

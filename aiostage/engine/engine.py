@@ -23,8 +23,8 @@ from ..carrier.carrier import Carrier
 from ..carrier.departure import Departure
 from ..carrier.timeline import Timeline
 from ..data.arrays import Run
-from ..data.copies import Copy
-from ..data.pieces import Whole
+from ..data.copies import Copy, SmallCopies, Staged
+from ..data.pieces import ALIGNMENT, Whole
 from ..errors import (
     AllocationClosed,
     DeviceLost,
@@ -39,6 +39,7 @@ from ..errors import (
 from ..events import DEBUG, event, logger, report
 from ..gpu.protocol import Native
 from ..loop import LoopPort
+from ..native import Writes
 from . import policy
 from .buffer import NO_TASK, BufferState, Load, Place, Shelf, StagingBuffer, State
 from .demand import Demand
@@ -178,6 +179,8 @@ class Engine:
         """Likewise the buffer and offset, for bytes that are written and staged in the same breath."""
         if self.line.waiters:
             return None
+        if lane.writes is not None:
+            self.collect(lane)
         found = policy.place_for(self.shelf, lane, size, alignment)
         if found is not None:
             self._occupy(found[0], found[1], lane, size)
@@ -199,9 +202,50 @@ class Engine:
         idle = self.lending.counts.idle if self.shelf.lent else 0
         self.demand.least_free = min(self.demand.least_free, len(self.shelf.free) + idle)
 
+    # -- small writes without Python --
+
+    def attach(self, lane: Lane, writes: Writes, size: int) -> bool:
+        """Have the lane's `writes` go to a staging buffer with room for `size` bytes at least, until `collect`; unless
+        others wait, or every step is told of."""
+        self.collect(lane)
+        if self.line.waiters or self._logs:
+            return False
+        found = policy.place_for(self.shelf, lane, size, ALIGNMENT)
+        if found is None:
+            return False
+        buffer, offset = found
+        if buffer.load is None:
+            self._begin(lane, buffer)
+        writes.lend(buffer.address, offset, buffer.size, self.native.handle(buffer.handle))
+        lane.writes = writes, buffer
+        return True
+
+    def collect(self, lane: Lane) -> None:
+        """Have what was written so far be like all else, and nothing lent. Whoever looks at the lane, or at what is in
+        its buffers, asks for this first."""
+        if lane.writes is None:
+            return
+        (writes, buffer), lane.writes = lane.writes, None
+        head, nbytes, count, copies = writes.take()
+        if not count:
+            return
+        buffer.reserve(head - nbytes, nbytes)
+        self.counts.nbytes += nbytes
+        self.counts.allocations += count
+        for destination, records in copies:
+            lane.stage(SmallCopies(buffer, destination, records))
+
+    def collect_all(self) -> None:
+        """Likewise of all lanes."""
+        for lane in self.lanes:
+            self.collect(lane)
+
+    # -- the line --
+
     def join_line(self, lane: Lane, size: int, alignment: int) -> Waiter:
         """Wait for a place. `leave_line` undoes it."""
         waiter = Waiter(lane, size, alignment)
+        self.collect_all()
         self.line.join(waiter)
         self.counts.stalls += 1
         self.demand.waits(size, len(self.shelf.all) * self.buffer_size)
@@ -317,6 +361,7 @@ class Engine:
         lane: Lane = place.load.lane
         if not lane.ended:
             if copy is not None:
+                self.collect(lane)
                 lane.stage(copy)
             else:
                 place.load.used -= place.size
@@ -329,11 +374,15 @@ class Engine:
         """Somebody stopped writing to `buffer`."""
         load: Load | None = buffer.load
         if load is not None and not load.is_busy:
-            if load.is_empty:
+            if load.lane.writes is not None:
+                self.collect(load.lane)
+            if not load.used and load.is_empty:
                 load.lane.empty(buffer)
                 self._emptied(buffer)
-            self._reclaim_for_waiters()
-        self.changed()
+            if self.line.waiters:
+                self._reclaim_for_waiters()
+        if self._change is not None:
+            self.changed()
 
     # -- slots that end --
 
@@ -349,7 +398,8 @@ class Engine:
         for copy in copies:
             copy.owner = place.task
             self.slots.stage(copy)
-        buffer.exports += exports
+        if exports:
+            buffer.exports += exports
         if not copies and not recorded:
             load.unstaged.append(weakref.ref(slot, self._slot_gone))
 
@@ -382,6 +432,7 @@ class Engine:
         :raises InvalidSubmit: a command buffer is unfit; nothing has changed.
         """
         self.native.claim_command_buffers(command_buffers)
+        self.collect(lane)
         submission = Submission(buffers, self.timeline.make())
         cramped = len(buffers) > 1 or bool(self.line.waiters)
         jobs: list[int] = []
@@ -395,6 +446,8 @@ class Engine:
             buffers[-1].load.fences.append(guard)
         self.counts.submits += 1
         self._logs = logger.isEnabledFor(DEBUG)
+        if self._logs:
+            self.collect_all()
         self.last = submission.fence
         self.under_way.append(submission)
         departure = Departure(
@@ -466,6 +519,7 @@ class Engine:
     def reclaim(self) -> None:
         """Somebody needs room: what is staged and nobody writes to departs early."""
         for lane in list(self.lanes):
+            self.collect(lane)
             ready = lane.ready()
             if ready:
                 self.depart(lane, ready)
@@ -491,7 +545,7 @@ class Engine:
         """Nobody asks any more."""
         self._ways.pop(way, None)
 
-    def make_way(self, lane: Lane, wanted: set[Copy]) -> list[StagingBuffer] | None:
+    def make_way(self, lane: Lane, wanted: set[Staged]) -> list[StagingBuffer] | None:
         """What may depart, if all of `wanted` may. If not, see to it that it soon will, and return None."""
         decision = policy.way_for(self.shelf, lane, wanted)
         if isinstance(decision, policy.Go):
@@ -507,7 +561,7 @@ class Engine:
     def _move(self, lane: Lane, held: StagingBuffer, fresh: StagingBuffer) -> None:
         """Have copies moved out of a buffer that somebody else holds open. Nobody's cancellation ends that."""
         # They count as in the fresh buffer at once, which nobody submits before the bytes are there.
-        moving = [copy for copy in lane.copies if copy.source is held]
+        moving = [copy for copy in lane.copies if copy.source is held and not isinstance(copy, SmallCopies)]
         for copy in moving:
             copy.source = fresh
         here, there = held.load, fresh.load
@@ -537,6 +591,7 @@ class Engine:
 
     def discard(self, lane: Lane) -> None:
         """A batch or frame is abandoned: its copies are forgotten, also those that a thread is still writing."""
+        self.collect(lane)
         for buffer in lane.discard():
             lane.empty(buffer)
             self._emptied(buffer)
@@ -634,6 +689,7 @@ class Engine:
     def end(self, error: StagingError) -> None:
         """From now on all calls raise `error`, and those that wait do."""
         self.error = error
+        self.collect_all()
         for waiter in list(self.line.waiters):
             self.line.leave(waiter)
             waiter.place.end(error=error)

@@ -6,7 +6,8 @@ import itertools
 from collections.abc import Sequence
 from typing import Any
 
-from ..data.copies import BufferCopy, Copy
+from ..data.copies import BufferCopy, Staged
+from ..native import Writes
 from .buffer import Load, StagingBuffer
 
 _numbers = itertools.count(1)
@@ -18,12 +19,13 @@ class Lane:
     The slots that users hold are one, the uploads of a turn of the loop another, and each batch and frame is one.
     """
 
-    __slots__ = ("buffers", "copies", "ended", "is_abandoned", "loads", "number")
+    __slots__ = ("buffers", "copies", "ended", "is_abandoned", "loads", "number", "writes")
 
     def __init__(self, ends: bool = False, keeps_order: bool = True) -> None:
         self.number = next(_numbers) if keeps_order else 0  # for the carrier; 0: only to each destination
         self.buffers: list[StagingBuffer] = []  # FILLING or CLOSED, oldest first; the last takes places
-        self.copies: list[Copy] = []
+        self.copies: list[Staged] = []
+        self.writes: tuple[Writes, StagingBuffer] | None = None  # small ones, and the buffer lent for them
         self.ended = False  # as a batch or frame does: nothing may be added any more
         self.is_abandoned = False  # and what was added is forgotten
         self.loads: list[Load] | None = [] if ends else None  # all that a batch or frame ever had
@@ -46,7 +48,7 @@ class Lane:
 
     # -- copies --
 
-    def stage(self, copy: Copy) -> None:
+    def stage(self, copy: Staged) -> None:
         copy.source.load.copies += 1
         self.copies.append(copy)
 
@@ -66,7 +68,7 @@ class Lane:
         else:
             self.stage(BufferCopy(source, offset, destination, destination_offset, size))
 
-    def take(self, buffers: Sequence[StagingBuffer]) -> list[Copy]:
+    def take(self, buffers: Sequence[StagingBuffer]) -> list[Staged]:
         """Remove `buffers` and what need not stay with the others: those copies are returned in order."""
         going = set(buffers)
         self.buffers = [buffer for buffer in self.buffers if buffer not in going]

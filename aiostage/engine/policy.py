@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from ..data.copies import Copy
+from ..data.copies import Staged
 from .buffer import Shelf, StagingBuffer
 from .lanes import Lane
 from .line import Line, Waiter
@@ -42,7 +42,7 @@ def place_for(shelf: Shelf, lane: Lane, size: int, alignment: int) -> Take | Non
     if lane.buffers:
         last = lane.buffers[-1]
         offset = last.fits(size, alignment)
-        if offset is not None and not last.load.has_old_place():
+        if offset is not None and not (last.load.open and last.load.has_old_place()):
             return last, offset
     fresh = shelf.next_free()
     if fresh is not None:
@@ -63,7 +63,7 @@ def next_served(shelf: Shelf, line: Line) -> tuple[Waiter, Take] | None:
     return take and (waiter, take)
 
 
-def way_for(shelf: Shelf, lane: Lane, wanted: set[Copy]) -> Go | Stay:
+def way_for(shelf: Shelf, lane: Lane, wanted: set[Staged]) -> Go | Stay:
     """How all of `wanted` get to a submit of this lane. A copy that one of them would overtake goes with them."""
     ready = lane.may_go({buffer for buffer in lane.buffers if buffer.load.is_busy})
     left = {copy.source for copy in wanted.intersection(lane.copies)}.difference(ready)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from ..data.copies import BufferCopy, Copy
+from ..data.copies import BufferCopy, Copy, SmallCopies
 from ..errors import InvalidCopy, afresh
 from .buffer import Place, StagingBuffer
 from .engine import Engine
@@ -49,7 +49,7 @@ def record(engine: Engine, place: Place, recorded: Sequence[tuple[Any, Copy]], s
 
 def lift(engine: Engine, held: StagingBuffer) -> Callable[[], None]:
     """A job that moves the copies out of a buffer that is held open, with no other one needed."""
-    copies = [copy for copy in engine.slots.copies if copy.source is held]
+    copies = [copy for copy in engine.slots.copies if copy.source is held and not isinstance(copy, SmallCopies)]
 
     def job() -> None:
         for copy in copies:

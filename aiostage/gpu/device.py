@@ -22,7 +22,7 @@ from typing import Any
 import wgpu
 
 from .. import native
-from ..data.copies import BufferCopy, Copy, TextureCopy
+from ..data.copies import BufferCopy, Copy, SmallCopies, Staged, TextureCopy
 from ..errors import DeviceLost, InvalidCopy, InvalidSubmit, OutOfMemory, StagingError, WrongLoop
 from ..exits import holding
 from .layout import check_layouts, functions_of
@@ -184,17 +184,18 @@ class WgpuNative:
     def is_first_use(self, copy: TextureCopy, used: set[Level]) -> bool:
         return self._volumes.is_first(copy, used)
 
-    def note_use(self, copies: Iterable[Copy]) -> None:
+    def note_use(self, copies: Iterable[Staged]) -> None:
         self._volumes.note(copies)
 
-    def unusable(self, copy: Copy) -> str | None:
+    def unusable(self, copy: Staged) -> str | None:
         destination = copy.destination
         if destination._internal is None:
             return "the destination was released"
-        if isinstance(copy, BufferCopy) and destination.map_state != "unmapped":
+        goes_to_buffer = copy.goes_to_buffer if type(copy) is SmallCopies else type(copy) is BufferCopy
+        if goes_to_buffer and destination.map_state != "unmapped":
             return "the destination buffer is mapped"
         if not ledger.is_known(destination):
-            error = self._probe_destroyed(copy)
+            error = self._probe_destroyed(copy[0] if isinstance(copy, SmallCopies) else copy)
             ledger.note(destination, destroyed=error is not None and "destroyed" in error)
         return "the destination was destroyed" if ledger.is_destroyed(destination) else None
 

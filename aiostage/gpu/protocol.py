@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any, Protocol, runtime_checkable
 
-from ..data.copies import Copy, TextureCopy
+from ..data.copies import Copy, Staged, TextureCopy
 
 
 @runtime_checkable
@@ -43,13 +43,13 @@ class Native(Protocol):
 
     def destroy(self, buffer: Any) -> None: ...
 
-    def unusable(self, copy: Copy) -> str | None:
+    def unusable(self, copy: Staged) -> str | None:
         """Why a copy would have its submit abort, as its destination is now; or None."""
 
     def is_first_use(self, copy: TextureCopy, used: set[tuple[int, int]]) -> bool:
         """Whether its level has to be used before it, see `volumes`; `used` has those that its encoder has used."""
 
-    def note_use(self, copies: Iterable[Copy]) -> None:
+    def note_use(self, copies: Iterable[Staged]) -> None:
         """These are submitted."""
 
     def claim_command_buffers(self, command_buffers: Sequence[Any]) -> None:

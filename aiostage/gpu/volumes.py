@@ -15,7 +15,7 @@ from typing import Any
 
 import wgpu
 
-from ..data.copies import Copy, TextureCopy
+from ..data.copies import Staged, TextureCopy
 
 Level = tuple[int, int]  # id of the texture, mip level
 
@@ -54,7 +54,7 @@ class Volumes:
         elif copy.destination.usage & _BOUND:
             self._bind(encoder, copy.destination, copy.mip_level)
 
-    def note(self, copies: Iterable[Copy]) -> None:
+    def note(self, copies: Iterable[Staged]) -> None:
         """These were submitted."""
         for copy in copies:
             if type(copy) is not TextureCopy or copy.destination.dimension != "3d":

@@ -1,0 +1,13 @@
+// What module.c and writes.c know of each other.
+#pragma once
+#include <stdbool.h>
+
+#include "python_abi.h"
+
+#include "block.h"
+
+// An array whose items go `steps` bytes apart along each of its axes; the caller says where to. false: with an error.
+bool block_of(const Py_buffer *from, PyObject *steps, block *);
+
+int add_writes(PyObject *module);  // its types; -1: with an error
+PyObject *know_buffer(PyObject *module, PyObject *args), *know_texture(PyObject *module, PyObject *args);
