@@ -1,5 +1,5 @@
-// The carrier on a simulated GPU, in schedules that are drawn from a seed: jobs, departures, cancels, destroys, visits,
-// losses, stops, in any order. Each is looked at as it happens, and all of it in the end.
+// The carrier on a simulated GPU, in schedules that are drawn from a seed: jobs, departures, whole uploads, buffers that are
+// lent, cancels, destroys, visits, losses, stops, in any order. Each is looked at as it happens, and all of it in the end.
 //
 //     random_schedules stepped|threads SEED [COUNT]
 //
@@ -18,11 +18,13 @@
 #include "../state.h"
 #include "simulated_gpu.h"
 
-enum { BUFFERS = 4, TARGETS = 6, LANES = 5, MOST = 400, MOST_COPIES = 8, MOST_ALL = 600 };
+enum { BUFFERS = 6, TARGETS = 6, LANES = 5, MOST = 400, MOST_COPIES = 8, MOST_ALL = 600 };
 enum { SMALL = 64, LARGE = 1400000 };  // bytes of a copy; large ones have two shares
-enum { COMING, HERE, GOING, DEAD };    // a staging buffer
+enum { MOST_WHOLES = 60, MOST_PIECES = 64, MOST_RINGS = 2 };
+enum { COMING, HERE, GOING, LENT, DEAD };  // a staging buffer
 enum { WRITTEN, COPIED, STRIDED, READ, READ_SHORT, READ_WRONG, EMPTY, WAYS };
-static const uint64_t MAGIC = 0xC0FFEE0000000000;
+static const uint64_t MAGIC = 0xC0FFEE0000000000;        // of the first word of a copy, with its number
+static const uint64_t WHOLE_MAGIC = 0xFADE000000000000;  // of every word of an upload, with its number, and the word's
 
 typedef struct {  // one that fills a copy's place
     uint64_t id;
@@ -32,14 +34,14 @@ typedef struct {  // one that fills a copy's place
 } task;
 
 typedef struct {  // a copy
-    uint64_t serial, index, offset, to_offset, size;
+    uint64_t trip, index, offset, to_offset, size;
     thing *from, *to;
     task *task;
     bool is_refused, first_use, saw_first_use, dropped, submitted, left_out, wanted;
 } copy;
 
 typedef struct {
-    uint64_t serial, submitted_as;
+    uint64_t serial, submitted_as;  // the carrier's, and the GPU's
     uint32_t lane;
     bool is_mark, is_urgent, made, lost;
     copy *copies[2 * MOST_COPIES];
@@ -48,10 +50,26 @@ typedef struct {
     uint32_t copy_count, command_count, buffer_count;
 } trip;
 
+typedef struct {  // a whole upload
+    upload *it;
+    thing *to;
+    uint8_t *data, *seen;  // what it reads; and of each word, whether it was submitted, and used first
+    unsigned ring;
+    uint64_t words, row, at, refused;  // in all, and in a row; where the first goes; one that is, or UINT64_MAX
+    uint64_t arrived, submitted_as, serial;
+    bool posted, ended, cancelled, wanted, first_use;
+} whole;
+
 typedef struct {
-    thing *thing;
+    ring *it;
+    unsigned wanted, late;  // buffers that are to come back, and that were when fewer were wanted
+} lender;
+
+typedef struct {
+    thing *thing;  // whose mark is the ring that has it
     uint32_t number;
     int state;
+    unsigned ring;  // 1 for the first; 0: none
     uint64_t used;
     copy *staged[MOST_COPIES];
     unsigned staged_count, busy;
@@ -71,8 +89,10 @@ typedef struct {
     task *tasks;
     copy *copies;
     trip *trips;
-    unsigned task_count, copy_count, trip_count;
-    uint64_t reached, lanes[LANES], seen_in, seen_serial, seen_commands, polls_asked, polls;
+    whole *wholes;
+    lender rings[MOST_RINGS];
+    unsigned task_count, copy_count, trip_count, whole_count, ring_count;
+    uint64_t reached, lanes[LANES], seen_in, seen_trip, seen_commands, polls_asked, polls;
     bool lost, told_lost, device_gone, stopped;
     thing *wanted;  // a target that its owner uses
 } world;
@@ -134,6 +154,10 @@ static bool has_words(const uint8_t *at, uint64_t number, uint64_t bytes) {
     return true;
 }
 
+static uint64_t whole_word(const world *w, const whole *u, uint64_t k) {
+    return WHOLE_MAGIC | (uint64_t)(u - w->wholes) << 32 | k;
+}
+
 static uint64_t number_of(const world *w, const copy *p) { return (uint64_t)(p - w->copies); }
 
 // -- what the GPU is given; with the lock --
@@ -145,41 +169,90 @@ static copy *copy_at(world *w, thing *from, uint64_t offset) {
     return &w->copies[word - MAGIC];
 }
 
+// The upload that a word is of, or NULL.
+static whole *whole_of(world *w, uint64_t word) {
+    uint64_t number = (word - WHOLE_MAGIC) >> 32;
+    return word >= WHOLE_MAGIC && number < w->whole_count ? &w->wholes[number] : NULL;
+}
+
+// Where its word goes: a texture's rows are a slot apart.
+static uint64_t place_of(const world *w, const whole *u, uint64_t k) { return u->at + k / u->row * w->slot + k % u->row * 8; }
+
+static bool share_a_place(const world *w, const whole *u, const whole *v) {
+    if (u->to != v->to) return false;
+    if (u->to->kind == BUFFER) return u->at < v->at + 8 * v->words && v->at < u->at + 8 * u->words;
+    uint64_t x = u->at % w->slot, y = u->at / w->slot, other_x = v->at % w->slot, other_y = v->at / w->slot;
+    return x < other_x + 8 * v->row && other_x < x + 8 * u->row && y < other_y + v->words / v->row &&
+           other_y < y + u->words / u->row;
+}
+
 static bool is_refused(simulated_gpu *gpu, const piece *p) {
     world *w = gpu->owner;
     uint64_t word;
     memcpy(&word, p->from->memory + p->offset, 8);
+    whole *u = whole_of(w, word);
+    if (u) return u->refused >= (uint32_t)word && u->refused < (uint32_t)word + p->size / 8;
     return word - MAGIC < w->copy_count && w->copies[word - MAGIC].is_refused;
 }
 
-static trip *go(world *w, uint64_t serial) {
-    if (!serial || serial > w->trip_count) fail("the GPU is given what never departed");
-    trip *t = &w->trips[serial - 1];
-    if (w->seen_in == w->gpu.submitted && serial < w->seen_serial) fail("departures of a submit are in no order");
-    if (t->lane && w->lanes[t->lane] > serial) fail("a departure overtakes another of its lane");
-    if (t->lane) w->lanes[t->lane] = serial;
+static trip *go(world *w, uint64_t number) {
+    if (!number || number > w->trip_count) fail("the GPU is given what never departed");
+    trip *t = &w->trips[number - 1];
+    if (w->seen_in == w->gpu.submitted && number < w->seen_trip) fail("departures of a submit are in no order");
+    if (t->lane && w->lanes[t->lane] > number) fail("a departure overtakes another of its lane");
+    if (t->lane) w->lanes[t->lane] = number;
     if (t->submitted_as && t->submitted_as != w->gpu.submitted) fail("a departure goes in two submits");
     t->submitted_as = w->seen_in = w->gpu.submitted;
-    w->seen_serial = serial;
+    w->seen_trip = number;
     return t;
+}
+
+static void see_piece(world *w, whole *u, uint64_t first, const piece *p) {
+    uint64_t last = first + p->size / 8 - 1;
+    if (!u->posted || u->ended) fail("a piece of no upload is submitted");
+    if (p->from->mark != u->ring + 1) fail("a piece goes from a buffer that its ring does not have");
+    if (last >= u->words || p->to != u->to || p->to_offset != place_of(w, u, first) ||
+        place_of(w, u, last) - place_of(w, u, first) != p->size - 8)
+        fail("a piece goes to another place");
+    for (uint64_t k = first; k <= last; k++) {
+        uint64_t word;
+        memcpy(&word, p->from->memory + p->offset + 8 * (k - first), 8);
+        if (word != whole_word(w, u, k)) fail("a piece goes before all of its bytes are there");
+        if (u->seen[k] & 1) fail("bytes of an upload go twice");
+        u->seen[k] |= 1;
+    }
+    if (u->first_use && !(u->seen[first] & 2)) fail("a first use was not made");
+    for (whole *later = u + 1; later < w->wholes + w->whole_count; later++)
+        if (later->arrived && share_a_place(w, u, later)) fail("an upload overtakes another to the same place");
+    u->arrived += last + 1 - first;
+    u->submitted_as = w->gpu.submitted;
 }
 
 static void see_copy(simulated_gpu *gpu, const piece *p) {
     world *w = gpu->owner;
+    uint64_t word;
+    memcpy(&word, p->from->memory + p->offset, 8);
+    memcpy(p->to->shadow + p->to_offset, p->from->memory + p->offset, p->size);
+    whole *u = whole_of(w, word);
+    if (u) {
+        see_piece(w, u, (uint32_t)word, p);
+        return;
+    }
     copy *it = copy_at(w, p->from, p->offset);
     if (it->from != p->from || it->to != p->to || it->offset != p->offset || it->to_offset != p->to_offset ||
         it->size != p->size)
         fail("a copy is not what it was");
     if (!has_words(p->from->memory + p->offset, number_of(w, it), p->size)) fail("a copy goes before all of its bytes are there");
+    if (p->from->mark) fail("a copy goes from a buffer that is lent");
     if (it->submitted) fail("a copy is submitted twice");
     if (it->dropped) fail("a copy that was dropped is submitted");
     if (it->task && (it->task->fails || it->task->cancelled)) fail("a copy is submitted whose job failed");
     if (it->first_use && !it->saw_first_use) fail("a first use was not made");
-    uint64_t order = it->serial << 16 | (it->index + 1);
+    uint64_t order = it->trip << 16 | (it->index + 1);
     if (order <= it->to->mark) fail("a copy overtakes another to the same place");
     it->to->mark = order;
-    if (w->seen_commands == it->serial) fail("a copy comes after the commands of its departure");
-    go(w, it->serial);
+    if (w->seen_commands == it->trip) fail("a copy comes after the commands of its departure");
+    go(w, it->trip);
     it->submitted = true;
 }
 
@@ -193,6 +266,13 @@ static void see_first_use(simulated_gpu *gpu, thing *texture, uint64_t at, const
     world *w = gpu->owner;
     uint64_t word;
     memcpy(&word, data, size);
+    whole *u = whole_of(w, word);
+    if (u) {
+        uint64_t k = (uint32_t)word;
+        if (u->to != texture || !u->first_use || k >= u->words || place_of(w, u, k) != at) fail("a first use of another place");
+        u->seen[k] |= 2;
+        return;
+    }
     if (word - MAGIC >= w->copy_count) fail("a first use with other bytes");
     copy *p = &w->copies[word - MAGIC];
     if (p->to != texture || p->to_offset != at || !p->first_use || p->submitted) fail("a first use of another place");
@@ -222,8 +302,9 @@ static void hear_job(world *w, const carrier_end *e) {
 }
 
 static trip *trip_of(world *w, uint64_t serial) {
-    if (!serial || serial > w->trip_count) fail("the end of what never departed");
-    trip *t = &w->trips[serial - 1];
+    trip *t = w->trips, *end = w->trips + w->trip_count;
+    while (t < end && t->serial != serial) t++;
+    if (!serial || t == end) fail("the end of what never departed");
     if (t->made || t->lost) fail("a departure ends twice");
     return t;
 }
@@ -260,18 +341,85 @@ static void hear_trip(world *w, const carrier_end *e, bool made) {
     for (uint32_t i = 0; i < t->buffer_count; i++) w->buffers[t->buffers[i]].state = made ? COMING : DEAD;
 }
 
+// With the lock, as the next.
+static bool reach_trip(world *w, trip *t, uint64_t serial) {
+    if (t->serial <= w->reached || t->serial > serial) return false;
+    if (t->lost || !(t->made || t->is_mark)) fail("what was not made is reached");
+    if (t->submitted_as > w->gpu.finished) fail("what the GPU has not finished is reached");
+    t->made = true;
+    return t->serial == serial;
+}
+
+static bool reach_whole(world *w, const whole *u, uint64_t serial) {
+    if (!u->serial || u->serial > serial) return false;
+    if (u->submitted_as > w->gpu.finished) fail("an upload is reached that the GPU has not finished");
+    return u->serial == serial;
+}
+
 static void hear_reached(world *w, const carrier_end *e) {
+    bool known = false;
     if (e->id <= w->reached) fail("the same is reached again");
     if (w->told_lost) fail("a lost device reaches something");
     simulated_lock();
-    for (uint64_t s = w->reached + 1; s <= e->id; s++) {
-        trip *t = &w->trips[s - 1];
-        if (s > w->trip_count || t->lost || !(t->made || t->is_mark)) fail("what was not made is reached");
-        if (t->submitted_as > w->gpu.finished) fail("what the GPU has not finished is reached");
-        t->made = true;
-    }
+    for (unsigned i = 0; i < w->trip_count; i++) known |= reach_trip(w, &w->trips[i], e->id);
+    for (unsigned i = 0; i < w->whole_count; i++) known |= reach_whole(w, &w->wholes[i], e->id);
     simulated_unlock();
+    if (!known) fail("a serial is reached that nobody was told of");
     w->reached = e->id;
+}
+
+static whole *whole_that_is(world *w, const void *it) {
+    for (whole *u = w->wholes + w->whole_count; u-- > w->wholes;)
+        if (it && u->it == it && !u->ended) return u;
+    fail("of an upload that nobody posted, or that has ended");
+}
+
+static void check_status(const world *w, const whole *u, const carrier_end *e) {
+    bool all = u->arrived == u->words, lost = w->gpu.is_lost || w->device_gone;
+    bool may = false;
+    switch (e->status) {
+    case JOB_DONE: may = all || w->gpu.is_lost; break;  // lost between the last look at the device and the submit
+    case JOB_CANCELLED: may = u->cancelled; break;
+    case UPLOAD_LEFT_OUT: may = (u->to->is_gone || u->wanted || u->refused != UINT64_MAX) && e->text && *e->text; break;
+    case UPLOAD_LOST: may = lost; break;
+    }
+    if (!may) fail("an upload of which %s ends with %d", all ? "all arrived" : "not all arrived", e->status);
+    if (e->status != JOB_DONE && all) fail("all of an upload arrives, and it ends with %d", e->status);
+    if (!lost && !e->value != !u->arrived) fail("an upload ends with no serial, or nothing was submitted of it");
+}
+
+static void hear_whole(world *w, const carrier_end *e) {
+    whole *u = whole_that_is(w, (void *)(uintptr_t)e->id);
+    simulated_lock();
+    check_status(w, u, e);
+    u->ended = true;
+    u->serial = e->value;
+    if (u->serial <= w->reached) reach_whole(w, u, w->reached);
+    simulated_unlock();
+    void *owner = carrier_take_upload(w->c, u->it);
+    if (owner != u->data) fail("an upload has another's owner");
+    free(owner);
+    u->data = NULL;
+}
+
+// A ring gives a buffer to the loop because that wanted one, or since it is of no use.
+static void hear_lent_back(world *w, const place *b, bool is_mapped) {
+    lender *r = &w->rings[b->ring - 1];
+    if (!is_mapped) return;
+    if (r->wanted) r->wanted--;
+    else if (r->late) r->late--;
+    else fail("a lent buffer is back that nobody wanted");
+}
+
+// It is the loop's.
+static void have(place *b, uint64_t used) {
+    memset(b->thing->memory, 0xEE, used);  // of which none may be submitted
+    simulated_lock();
+    b->thing->mark = 0;
+    simulated_unlock();
+    b->ring = 0;
+    b->used = 0;
+    b->state = HERE;
 }
 
 static void hear_back(world *w, const carrier_end *e) {
@@ -284,7 +432,8 @@ static void hear_back(world *w, const carrier_end *e) {
             return;
         }
     if (!b) fail("a buffer is back that there is not");
-    if (b->state != COMING) fail("a buffer is back that was not away");
+    if (b->state != COMING && b->state != LENT) fail("a buffer is back that was not away");
+    if (b->state == LENT) hear_lent_back(w, b, e->value);
     simulated_lock();
     bool mapped = b->thing->is_mapped, lost = w->gpu.is_lost || w->device_gone;
     simulated_unlock();
@@ -293,9 +442,8 @@ static void hear_back(world *w, const carrier_end *e) {
     if (!e->value && !lost && !w->gpu.fails_map) fail("a buffer is not mapped, for no reason");
     if (e->value && !mapped && !lost) fail("a buffer is back that is not mapped");
     if (e->value && (uint8_t *)(uintptr_t)e->value != b->thing->memory) fail("a buffer is back elsewhere");
-    if (e->value) memset(b->thing->memory, 0xEE, b->used);  // of which none may be submitted
-    b->used = 0;
-    b->state = e->value ? HERE : DEAD;
+    if (e->value) have(b, b->state == LENT ? b->thing->size : b->used);
+    else b->state = DEAD;
 }
 
 static void hear_loss(world *w, const carrier_end *e) {
@@ -319,6 +467,7 @@ static void hear(world *w, carrier_end *e) {
     case END_BACK: hear_back(w, e); break;
     case END_REACHED: hear_reached(w, e); break;
     case END_LOST: hear_loss(w, e); break;
+    case END_UPLOAD: hear_whole(w, e); break;
     case END_POLLED:
         if (++w->polls > w->polls_asked) fail("a poll that nobody asked for");
         break;
@@ -367,8 +516,10 @@ static void set_gone(thing *t) {
     simulated_unlock();
 }
 
-static void forget_buffer(world *w, place *b) {
+// One that is lent, and used or about to be, is not forgotten; but if nothing is under way any more, it may be.
+static void forget_buffer(world *w, place *b, bool rests) {
     if (b->state == GOING || b->busy) return;
+    if (b->state == LENT && !rests && (threads || carrier_lent_state(w->c, b->number) != LENT_IDLE)) return;
     carrier_forget_buffer(w->c, b->number);
     if (b->state == COMING) w->forgotten[w->forgotten_count++] = b->number;
     set_gone(b->thing);
@@ -379,6 +530,7 @@ static void forget_buffer(world *w, place *b) {
 
 static void add_target(world *w, unsigned i) {
     thing *t = make_thing(&w->gpu, draw(3) ? BUFFER : TEXTURE, w->slots * w->slot);
+    t->shadow = calloc(1, t->size);
     keep_until_the_end(w, t);
     simulated_lock();
     w->targets[i] = t;
@@ -411,6 +563,7 @@ static void want_target(world *w) {
     w->wanted = t ? t : w->wanted;
     if (t) t->references++;
     for (unsigned i = 0; t && i < w->copy_count; i++) w->copies[i].wanted |= w->copies[i].to == t;
+    for (unsigned i = 0; t && i < w->whole_count; i++) w->wholes[i].wanted |= w->wholes[i].to == t;
     simulated_unlock();
     if (!t) return;
     carrier_wait_for_use(t, "it is mapped");
@@ -500,6 +653,7 @@ static carrier_copy packed(const copy *p) {
     it.aspect = GPU_ASPECT_ALL;
     it.to_offset = 8;
     it.size = 1 | 1ull << 32;
+    it.origin[0] = (uint32_t)(p->to_offset % 64 / 4);
     it.origin[2] = (uint32_t)(p->to_offset / 64);
     it.extent[0] = (uint32_t)(p->size / 4);
     it.extent[1] = it.extent[2] = it.rows_per_image = 1;
@@ -515,7 +669,7 @@ static uint32_t sift(world *w, trip *t, carrier_copy *records, copy **staged, un
         copy *p = staged[i];
         p->dropped = p->to->is_gone || w->wanted == p->to || (p->task && p->task->failed);
         if (p->dropped) continue;
-        p->serial = t->serial;
+        p->trip = (uint64_t)(t - w->trips) + 1;
         p->index = t->copy_count;
         records[t->copy_count] = packed(p);
         t->copies[t->copy_count++] = p;
@@ -532,7 +686,7 @@ static void depart(world *w, bool is_mark) {
     unsigned staged_count = 0, first = (unsigned)draw(BUFFERS);
     if (w->trip_count == MOST) return;
     trip *t = &w->trips[w->trip_count];
-    *t = (trip){.serial = w->trip_count + 1, .is_mark = is_mark, .is_urgent = draw(3) == 0, .lane = (uint32_t)draw(LANES)};
+    *t = (trip){.is_mark = is_mark, .is_urgent = draw(3) == 0, .lane = (uint32_t)draw(LANES)};
     carrier_departure d = {.is_mark = is_mark, .is_urgent = t->is_urgent, .lane = t->lane};
     for (unsigned k = 0; k < BUFFERS && !is_mark && t->buffer_count < 2; k++) {
         place *b = &w->buffers[(first + k) % BUFFERS];
@@ -549,7 +703,7 @@ static void depart(world *w, bool is_mark) {
     if (!is_mark)
         for (uint64_t k = draw(3); k--;) {
             thing *commands = t->commands[t->command_count++] = make_thing(&w->gpu, COMMANDS, 0);
-            commands->mark = t->serial;
+            commands->mark = w->trip_count + 1;
         }
     if (!is_mark && !staged_count && !t->command_count) return;
     simulated_lock();
@@ -562,9 +716,9 @@ static void depart(world *w, bool is_mark) {
         uint64_t epoch = carrier_epoch();
         d.copy_count = sift(w, t, records, staged, staged_count);
         if (!threads && draw(10) == 0) ruin_target(w);
-        uint64_t serial = carrier_depart(w->c, &d, epoch);
-        if (serial && serial != t->serial) fail("a departure has another's serial");
-        if (serial) return;
+        t->serial = carrier_depart(w->c, &d, epoch);
+        if (t->serial && t > w->trips && t->serial <= t[-1].serial) fail("a departure has another's serial");
+        if (t->serial) return;
         if (tries == 1000) fail("it never departs");
     }
 }
@@ -580,7 +734,220 @@ static void cancel(world *w) {
     simulated_unlock();
 }
 
+// -- whole uploads, and the buffers that are lent for them --
+
+static uint64_t draw_place(world *w, whole *u) {
+    uint64_t slots = w->slots, row = w->slot / 8;  // in words
+    if (u->to->kind == BUFFER) {
+        uint64_t all = slots * row, at = draw(all);
+        u->words = u->row = 1 + draw(draw(2) ? all - at : all - at < 8 ? all - at : 8);
+        return 8 * at;
+    }
+    uint64_t x = w->slot == LARGE || draw(2) ? 0 : draw(row), y = draw(slots);  // large rows lie across others
+    u->row = 1 + draw(row - x);
+    u->words = u->row * (1 + draw(slots - y));
+    return y * w->slot + 8 * x;
+}
+
+// Its bytes, some words apart.
+static uint64_t make_data(world *w, whole *u) {
+    uint64_t apart = u->to->kind == TEXTURE && draw(2) ? 24 : 8;
+    u->data = calloc(u->words, apart);
+    u->seen = calloc(u->words, 1);
+    for (uint64_t k = 0; k < u->words; k++) {
+        uint64_t word = whole_word(w, u, k);
+        memcpy(u->data + k * apart, &word, 8);
+    }
+    return apart;
+}
+
+static carrier_piece piece_from(world *w, const whole *u, uint64_t first, uint64_t words, uint64_t apart) {
+    copy like = {.to = u->to, .to_offset = place_of(w, u, first), .size = 8 * words, .first_use = u->first_use};
+    carrier_piece p = {.from = (int64_t)(first * apart), .nbytes = 8 * words, .run = 8 * words, .copy = packed(&like)};
+    if (apart == 8) return p;
+    p.run = 8;
+    p.dimensions = 1;
+    p.count[0] = words;
+    p.to_step[0] = 8;
+    p.from_step[0] = (int64_t)apart;
+    return p;
+}
+
+// One for each row of a texture, or half of it, and one or two for a buffer, where the carrier cuts them.
+static uint32_t make_pieces(world *w, const whole *u, uint64_t apart, carrier_piece *pieces) {
+    uint32_t count = 0;
+    uint64_t half = draw(2) && u->row > 1 ? u->row / 2 : u->row;
+    for (uint64_t row = 0; row < u->words; row += u->row) {
+        pieces[count++] = piece_from(w, u, row, half, apart);
+        if (half < u->row) pieces[count++] = piece_from(w, u, row + half, u->row - half, apart);
+    }
+    return count;
+}
+
+static bool is_fit(world *w, whole *u) {
+    simulated_lock();
+    bool fit = !u->to->is_gone && w->wanted != u->to;
+    simulated_unlock();
+    return fit;
+}
+
+static void post(world *w) {
+    carrier_piece pieces[MOST_PIECES];
+    simulated_lock();
+    thing *to = w->targets[draw_locked(TARGETS)];
+    simulated_unlock();
+    if (!to || w->whole_count == MOST_WHOLES) return;
+    whole *u = &w->wholes[w->whole_count];
+    *u = (whole){.to = to, .ring = (unsigned)draw(w->ring_count), .refused = UINT64_MAX};
+    u->at = draw_place(w, u);
+    u->first_use = to->kind == TEXTURE && draw(3) == 0;
+    if (draw(20) == 0) u->refused = draw(u->words);
+    uint64_t apart = make_data(w, u), most = draw(2) ? w->slot : w->slot / 8 * (1 + draw(16));
+    if (to->kind == TEXTURE) most = w->slot;
+    uint32_t count = make_pieces(w, u, apart, pieces);
+    simulated_lock();
+    w->whole_count++;
+    u->posted = true;
+    simulated_unlock();
+    for (int tries = 0; !u->it; tries++) {
+        uint64_t epoch = carrier_epoch();
+        if (!is_fit(w, u) || tries == 1000) break;
+        if (!threads && draw(10) == 0) ruin_target(w);
+        u->it = carrier_upload(w->c, w->rings[u->ring].it, pieces, count, most, u->data, u->data, epoch);
+    }
+    if (u->it) return;
+    if (is_fit(w, u)) fail("it is never posted");
+    simulated_lock();
+    u->posted = false;
+    simulated_unlock();
+    free(u->data);
+    u->data = NULL;
+}
+
+static void cancel_whole(world *w) {
+    if (!w->whole_count) return;
+    whole *u = &w->wholes[w->whole_count - 1 - draw(w->whole_count < 6 ? w->whole_count : 6)];
+    if (!u->posted || u->ended) return;
+    carrier_cancel_upload(w->c, u->it);
+    u->cancelled = true;
+}
+
+static bool is_free(const place *b) { return b->thing && b->state == HERE && !b->used && !b->staged_count && !b->busy; }
+
+static uint32_t lend(world *w, unsigned ring, uint64_t one_in) {
+    uint32_t numbers[BUFFERS], count = 0;
+    for (unsigned i = 0; i < BUFFERS; i++) {
+        place *b = &w->buffers[i];
+        if (!is_free(b) || draw(one_in)) continue;
+        numbers[count++] = b->number;
+        b->state = LENT;
+        b->ring = ring + 1;
+        simulated_lock();
+        b->thing->mark = b->ring;
+        simulated_unlock();
+    }
+    if (count) carrier_lend(w->c, w->rings[ring].it, numbers, count);
+    return count;
+}
+
+static bool take_back(world *w, unsigned ring) {
+    uint8_t *address = NULL;
+    uint32_t number = carrier_take_back(w->c, w->rings[ring].it, &address);
+    if (number == UINT32_MAX) return false;
+    place *b = w->buffers;
+    while (b < w->buffers + BUFFERS && !(b->thing && b->number == number)) b++;
+    if (b == w->buffers + BUFFERS || b->state != LENT || b->ring != ring + 1) fail("a buffer is taken back that was not lent");
+    simulated_lock();
+    bool is_good = b->thing->is_mapped || w->gpu.is_lost;
+    simulated_unlock();
+    if (!is_good || address != b->thing->memory) fail("a buffer is taken back that is not mapped");
+    have(b, b->thing->size);
+    return true;
+}
+
+static void want(world *w, unsigned ring, unsigned count) {
+    lender *r = &w->rings[ring];
+    take_ends(w);
+    if (threads) r->late += r->wanted;  // which may be on their way
+    r->wanted = count;
+    carrier_want(w->c, r->it, count);
+}
+
+// With nobody else at work: another ring in its place, if nothing of it is left.
+static void change_ring(world *w, unsigned ring) {
+    for (unsigned i = 0; i < BUFFERS; i++)
+        if (w->buffers[i].thing && w->buffers[i].ring == ring + 1) return;
+    for (unsigned i = 0; i < w->whole_count; i++)
+        if (w->wholes[i].posted && !w->wholes[i].ended && w->wholes[i].ring == ring) return;
+    carrier_drop_ring(w->c, w->rings[ring].it);
+    w->rings[ring] = (lender){.it = carrier_add_ring(w->c)};
+}
+
+static bool all_is_heard(world *w) {
+    mutex_lock(&w->c->lock);
+    bool all = w->c->end_count == w->c->end_taken;
+    mutex_unlock(&w->c->lock);
+    return all;
+}
+
+static uint64_t open_wholes(const world *w, unsigned ring) {
+    uint64_t open = 0;
+    for (unsigned i = 0; i < w->whole_count; i++)
+        open += w->wholes[i].posted && !w->wholes[i].ended && w->wholes[i].ring == ring;
+    return open;
+}
+
+// Between two steps, or at rest: what a ring says of itself, and what is known of its buffers.
+static void check_ring(world *w, unsigned ring) {
+    carrier_ring_counts n = carrier_count_ring(w->c, w->rings[ring].it);
+    uint64_t lent = 0, idle = 0, taken = 0;
+    for (unsigned i = 0; i < BUFFERS; i++) {
+        place *b = &w->buffers[i];
+        if (!b->thing || b->ring != ring + 1) continue;
+        lent++;
+        idle += carrier_lent_state(w->c, b->number) == LENT_IDLE;
+        mutex_lock(&w->c->lock);
+        taken += buffer_of(w->c, b->number)->taken;
+        mutex_unlock(&w->c->lock);
+    }
+    if (n.lent != lent) fail("a ring has %u buffers, and counts %u", (unsigned)lent, n.lent);
+    if (n.in_flight != taken) fail("a ring has %u bytes in flight, and counts %u", (unsigned)taken, (unsigned)n.in_flight);
+    if (idle > n.idle || idle + 1 < n.idle || n.idle > lent) fail("a ring has %u idle buffers, and counts %u", (unsigned)idle, n.idle);
+    if ((n.idle < lent) != (n.in_flight > 0)) fail("idle buffers and bytes in flight do not add up");
+    if (n.most_used > BUFFERS || n.most_used < lent - n.idle) fail("fewer buffers were used than are");
+    if (n.waiting > open_wholes(w, ring)) fail("an upload waits that has ended");
+    if (n.waiting > n.stalls) fail("an upload waits that never began to");
+}
+
+static void check_ring_at_rest(world *w, unsigned ring) {
+    carrier_ring_counts n = carrier_count_ring(w->c, w->rings[ring].it);
+    check_ring(w, ring);
+    if (n.waiting) fail("uploads wait, and all have ended");
+    if (n.sealed_bytes != n.bytes) fail("not all that was begun was sealed");
+    if (!w->lost && !w->gpu.fails_map && (n.in_flight || n.idle != n.lent)) fail("bytes are in flight, and all have arrived");
+}
+
 // -- steps --
+
+// A piece whose bytes are still to be copied.
+static void begin(world *w) {
+    mutex_lock(&w->c->lock);
+    const upload *it = begin_piece(w->c) ? w->c->last_job->upload : NULL;
+    mutex_unlock(&w->c->lock);
+    const whole *u = it ? whole_that_is(w, it) : NULL;
+    if (u && (u->cancelled || u->to->is_gone || w->wanted == u->to)) fail("a piece is begun of an upload that is over");
+}
+
+static void poll_step(world *w) {
+    carrier_ring_counts before[MOST_RINGS];
+    bool heard = all_is_heard(w);
+    for (unsigned i = 0; i < w->ring_count; i++) before[i] = carrier_count_ring(w->c, w->rings[i].it);
+    carrier_step(w->c, STEP_POLL, 0);
+    for (unsigned i = 0; heard && i < w->ring_count; i++) {
+        carrier_ring_counts n = carrier_count_ring(w->c, w->rings[i].it);
+        if (n.idle > before[i].idle && before[i].lent - n.lent < w->rings[i].wanted) fail("a buffer is lent again that is wanted");
+    }
+}
 
 static void visit(world *w) {
     if (visits == sizeof visited / sizeof *visited) return;
@@ -623,7 +990,7 @@ static void settle(world *w) {
 
 static void change_buffer(world *w) {
     place *b = &w->buffers[draw(BUFFERS)];
-    if (b->thing) forget_buffer(w, b);
+    if (b->thing) forget_buffer(w, b, false);
     if (!b->thing && w->forgotten_count < MOST) add_buffer(w, b);
 }
 
@@ -632,16 +999,29 @@ static void work_step(world *w) {
         if (draw(4) == 0) carrier_wait(w->c, 1e-4);
         return;
     }
-    switch (draw(4)) {
+    switch (draw(6)) {
     case 0: carrier_step(w->c, STEP_COPY, draw(3)); break;
     case 1: carrier_step(w->c, STEP_DEPART, 0); break;
-    case 2: carrier_step(w->c, STEP_POLL, 0); break;
+    case 2: poll_step(w); break;
     case 3: simulated_finish(&w->gpu, draw(3)); break;
+    case 4: carrier_step(w->c, STEP_PIECE, 0); break;
+    case 5: begin(w); break;
     }
 }
 
-static void any_step(world *w) {
+static void ring_step(world *w) {
+    unsigned ring = (unsigned)draw(w->ring_count);
     uint64_t drawn = draw(100);
+    if (drawn < 45) post(w);
+    else if (drawn < 70) lend(w, ring, 2);
+    else if (drawn < 78) take_back(w, ring);
+    else if (drawn < 83) want(w, ring, (unsigned)draw(3));
+    else if (drawn < 97) cancel_whole(w);
+    else change_ring(w, ring);
+}
+
+static void any_step(world *w) {
+    uint64_t drawn = draw(130);
     if (drawn < 25) stage(w);
     else if (drawn < 55) work_step(w);
     else if (drawn < 67) depart(w, false);
@@ -658,7 +1038,9 @@ static void any_step(world *w) {
     else if (drawn < 97 && !threads) unwant_target(w);
     else if (drawn < 98) settle(w);
     else if (drawn < 99) carrier_listen(w->c);
-    else carrier_count(w->c);
+    else if (drawn < 100) carrier_count(w->c);
+    else ring_step(w);
+    for (unsigned i = 0; i < w->ring_count && !threads && all_is_heard(w); i++) check_ring(w, i);
     for (unsigned i = 0; i < TARGETS; i++) {
         simulated_lock();
         bool is_there = w->targets[i];
@@ -722,6 +1104,7 @@ static void open_world(world *w) {
     w->tasks = calloc(MOST, sizeof *w->tasks);
     w->copies = calloc(MOST, sizeof *w->copies);
     w->trips = calloc(MOST, sizeof *w->trips);
+    w->wholes = calloc(MOST_WHOLES, sizeof *w->wholes);
     if (draw(threads ? 20 : 60) == 0) w->slots = 2, w->slot = LARGE;
     w->gpu = (simulated_gpu){.owner = w, .see_copy = see_copy, .see_commands = see_commands, .refuses = is_refused,
                              .see_first_use = see_first_use, .is_stepped = !threads, .message_in_done = draw(2)};
@@ -732,7 +1115,9 @@ static void open_world(world *w) {
     w->c = carrier_open(&simulated_functions, w->gpu.device, w->gpu.device, w->probe, w->gpu.message_in_done);
     if (threads && !(carrier_start_gpu(w->c) && carrier_add_copiers(w->c, 1 + (unsigned)draw(3)))) fail("no threads");
     for (unsigned i = 0; i < TARGETS; i++) add_target(w, i);
-    for (unsigned i = 0; i < 2; i++) add_buffer(w, &w->buffers[i]);
+    for (unsigned i = 0; i < 4; i++) add_buffer(w, &w->buffers[i]);
+    w->ring_count = 1 + (unsigned)draw(MOST_RINGS);
+    for (unsigned i = 0; i < w->ring_count; i++) w->rings[i].it = carrier_add_ring(w->c);
 }
 
 static bool is_at_rest(world *w) {
@@ -743,22 +1128,46 @@ static bool is_at_rest(world *w) {
     return !n.unfinished && !n.queued && !n.outstanding && (!threads || idle);
 }
 
+// For uploads that have no buffer any more: what is free, or another ring has, or a new one.
+static void provide(world *w, unsigned ring) {
+    for (unsigned i = 0; i < BUFFERS; i++)
+        if (w->buffers[i].state == LENT && w->buffers[i].ring == ring + 1) return;
+    if (lend(w, ring, 1)) return;
+    for (unsigned i = 0; i < w->ring_count; i++)
+        if (i != ring && take_back(w, i)) lend(w, ring, 1);
+    for (unsigned i = 0; i < BUFFERS; i++) {
+        const place *b = &w->buffers[i];
+        if (b->thing && (b->state == COMING || b->state == GOING || (b->state == LENT && b->ring == ring + 1))) return;
+    }
+    change_buffer(w);
+}
+
 static void come_to_rest(world *w) {
     for (int i = 0; i < 20000; i++) {
+        for (unsigned ring = 0; ring < w->ring_count; ring++)
+            if (open_wholes(w, ring)) provide(w, ring);
         if (threads) {
             carrier_wait(w->c, 1e-3);
         } else {
-            while (carrier_step(w->c, STEP_COPY, 0)) {
+            while (carrier_step(w->c, STEP_COPY, 0) || carrier_step(w->c, STEP_PIECE, 0)) {
             }
             carrier_step(w->c, STEP_DEPART, 0);
             simulated_finish(&w->gpu, 100);
-            carrier_step(w->c, STEP_POLL, 0);
+            poll_step(w);
         }
         bool rests = is_at_rest(w);
         take_ends(w);
         if (rests) return;
     }
     fail("it never comes to rest");
+}
+
+// The newest serial that the loop was told of.
+static uint64_t newest(const world *w) {
+    uint64_t serial = w->trip_count ? w->trips[w->trip_count - 1].serial : 0;
+    for (unsigned i = 0; i < w->whole_count; i++)
+        if (w->wholes[i].serial > serial) serial = w->wholes[i].serial;
+    return serial;
 }
 
 // What has ended so far is looked at as it comes; now all must have.
@@ -769,32 +1178,20 @@ static void check_ends(world *w) {
         if (!w->trips[i].made && !w->trips[i].lost && !(w->trips[i].is_mark && w->lost)) fail("departure %u never ended", i + 1);
     for (unsigned i = 0; i < BUFFERS; i++)
         if (w->buffers[i].thing && (w->buffers[i].state == COMING || w->buffers[i].state == GOING)) fail("a buffer never came back");
+    for (unsigned i = 0; i < w->whole_count; i++)
+        if (w->wholes[i].posted && !w->wholes[i].ended) fail("an upload never ended");
+    for (unsigned i = 0; i < w->ring_count; i++) check_ring_at_rest(w, i);
     if (w->polls != w->polls_asked && !(w->polls && w->polls_asked)) fail("a poll was asked for, and none made");
     if (w->lost) return;
-    if (w->reached != w->trip_count) fail("%u departed, and %u were reached", w->trip_count, (unsigned)w->reached);
+    if (w->reached != newest(w)) fail("%u departed, and %u were reached", (unsigned)newest(w), (unsigned)w->reached);
     if (w->told_lost) fail("it is lost, and nobody lost it");
 }
 
-static const copy *last_to(world *w, const thing *t, uint64_t at) {
-    const copy *last = NULL;
-    for (unsigned i = 0; i < w->copy_count; i++) {
-        const copy *p = &w->copies[i];
-        if (p->to != t || p->to_offset != at || !p->submitted) continue;
-        if (!last || p->serial > last->serial || (p->serial == last->serial && p->index > last->index)) last = p;
-    }
-    return last;
-}
-
+// In the order in which it was submitted.
 static void check_contents(world *w) {
-    static const uint8_t zeros[LARGE];
     for (unsigned i = 0; i < w->all_count; i++) {
         thing *t = w->all[i];
-        for (uint64_t k = 0; !t->is_gone && k < w->slots; k++) {
-            const uint8_t *at = t->memory + k * w->slot;
-            const copy *last = last_to(w, t, k * w->slot);
-            bool right = last ? has_words(at, number_of(w, last), w->slot) : !memcmp(at, zeros, w->slot);
-            if (!right) fail("a target holds what was not copied to it last");
-        }
+        if (!t->is_gone && memcmp(t->memory, t->shadow, t->size)) fail("a target holds what was not copied to it last");
     }
 }
 
@@ -802,8 +1199,16 @@ static void forget_all(world *w) {
     for (unsigned i = 0; i < BUFFERS; i++) {
         place *b = &w->buffers[i];
         if (!b->thing) continue;
-        if (b->state == GOING || b->busy) continue;  // it is still worked with: only with the carrier
-        forget_buffer(w, b);
+        if (b->state == GOING || b->busy || (b->state == LENT && w->stopped)) continue;  // it is still worked with: only with the carrier
+        forget_buffer(w, b, true);
+    }
+}
+
+static void drop_rings(world *w) {
+    for (unsigned i = 0; i < w->ring_count; i++) {
+        carrier_ring_counts n = carrier_count_ring(w->c, w->rings[i].it);
+        if (n.lent || n.idle || n.in_flight) fail("a ring has something of buffers that were forgotten");
+        carrier_drop_ring(w->c, w->rings[i].it);
     }
 }
 
@@ -818,6 +1223,7 @@ static void close_carrier(world *w) {
         while (atomic_load(&w->c->references) > 1 && !usleep(50));
         let_go(w->c);
         for (unsigned i = 0; i < w->task_count; i++) free(w->tasks[i].owner);
+        for (unsigned i = 0; i < w->whole_count; i++) free(w->wholes[i].data);
         return;
     }
     carrier_stop(w->c);
@@ -842,6 +1248,8 @@ static void close_world(world *w) {
     free(w->tasks);
     free(w->copies);
     free(w->trips);
+    for (unsigned i = 0; i < w->whole_count; i++) free(w->wholes[i].seen);
+    free(w->wholes);
 }
 
 static void run_steps(void) {
@@ -883,7 +1291,10 @@ static void run_schedule(void) {
         if (w->wanted) unwant_target(w);
         if (!stops) check_ends(w);
         if (!stops && !w->lost) check_contents(w);
-        if (draw(2)) forget_all(w);
+        if (draw(2)) {
+            forget_all(w);
+            if (!stops) drop_rings(w);
+        }
         close_world(w);
     }
     for (int i = 0; i < 20000 && atomic_load(&memory); i++) usleep(100);  // a thread that was joined may be about to let go

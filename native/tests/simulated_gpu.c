@@ -69,6 +69,7 @@ static void release_locked(thing *t) {
     }
     free(t->pieces);
     free(t->memory);
+    free(t->shadow);
     free(t);
     things_alive--;
 }
@@ -136,8 +137,8 @@ static void copy_to_buffer(gpu_handle encoder, gpu_handle from, uint64_t offset,
     record(encoder, (piece){from, to, offset, to_offset, size});
 }
 
-// A texture is a stack of rows: `z` is which.
-static uint64_t place_of(const gpu_texel_target *target) { return target->origin.z * 64ull; }
+// A texture is a stack of rows: `z` is which, and `x` where in it.
+static uint64_t place_of(const gpu_texel_target *target) { return target->origin.z * 64ull + target->origin.x * 4ull; }
 
 static void copy_to_texture(gpu_handle encoder, const gpu_texel_source *source, const gpu_texel_target *target,
                             const gpu_extent *extent) {

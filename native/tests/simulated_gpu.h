@@ -31,7 +31,8 @@ struct thing {
     gpu_map_info map_info;
     piece *pieces;
     uint32_t piece_count, piece_room;
-    uint64_t mark;  // of the test's
+    uint64_t mark;    // of the test's
+    uint8_t *shadow;  // likewise: what is to be there when all is finished, or NULL
 };
 
 struct simulated_gpu {
