@@ -188,7 +188,7 @@ static void end_upload(carrier *c, upload *u) {
     tell(c, END_UPLOAD, u->status, (uint64_t)(uintptr_t)u, u->serial, u->why, true);
     for (departure *d = c->departures; d; d = d->next)
         if (d->serial == u->serial) d->is_told = true;
-    if (u->serial > c->reached && u->serial <= c->done) {  // before it was told of
+    if (u->serial > c->reached && u->serial <= c->done && !c->lost) {  // before it was told of
         c->reached = u->serial;
         tell(c, END_REACHED, 0, c->reached, 0, NULL, true);
     }
