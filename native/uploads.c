@@ -192,6 +192,7 @@ static void end_upload(carrier *c, upload *u) {
         c->reached = u->serial;
         tell(c, END_REACHED, 0, c->reached, 0, NULL, true);
     }
+    wake_copiers(c, 1);  // for one that may have waited for it
 }
 
 // Its other pieces are not begun any more.
@@ -216,9 +217,7 @@ void end_piece(carrier *c, departure *d, uint32_t index, bool made) {
         u->status = made ? UPLOAD_LEFT_OUT : UPLOAD_LOST;
         u->why = why ? text_of(why) : NULL;
     }
-    if (++u->ended < u->count) return;
-    end_upload(c, u);
-    wake_copiers(c, 1);  // for one that may have waited for it
+    if (++u->ended == u->count) end_upload(c, u);
 }
 
 bool pieces_wait(const carrier *c) {
