@@ -79,7 +79,7 @@ typedef struct {
     simulated_gpu gpu;
     carrier *c;
     thing *probe;
-    uint64_t slot, slots;
+    uint64_t slot, slots, room;  // bytes of a copy; copies in a target, and in a staging buffer
     place buffers[BUFFERS];
     uint32_t forgotten[MOST];  // that will be told of once more
     unsigned forgotten_count;
@@ -102,7 +102,7 @@ static uint64_t seed, step;
 static int file = -1;
 static uint64_t file_end;
 static _Atomic int64_t memory;
-static _Atomic bool over;
+static _Atomic bool calm, over;  // nobody meddles any more, since that may help on what waits; all is
 static gpu_handle visited[64];
 static unsigned visits;
 
@@ -502,7 +502,7 @@ static void keep_until_the_end(world *w, thing *t) {
 }
 
 static void add_buffer(world *w, place *b) {
-    *b = (place){.thing = make_thing(&w->gpu, BUFFER, MOST_COPIES * w->slot), .state = COMING};
+    *b = (place){.thing = make_thing(&w->gpu, BUFFER, w->room * w->slot), .state = COMING};
     b->number = carrier_add_buffer(w->c, b->thing, b->thing->size, draw(8) ? GPU_MAP_WRITE : GPU_MAP_READ);
 }
 
@@ -624,7 +624,7 @@ static void stage(world *w) {
     simulated_lock();
     thing *to = w->targets[target];
     simulated_unlock();
-    if (!to || !b->thing || b->state != HERE || b->staged_count == MOST_COPIES || w->copy_count == MOST) return;
+    if (!to || !b->thing || b->state != HERE || b->staged_count == w->room || w->copy_count == MOST) return;
     int way = (int)draw(WAYS);
     copy *p = &w->copies[w->copy_count];
     simulated_lock();
@@ -740,7 +740,8 @@ static uint64_t draw_place(world *w, whole *u) {
     uint64_t slots = w->slots, row = w->slot / 8;  // in words
     if (u->to->kind == BUFFER) {
         uint64_t all = slots * row, at = draw(all);
-        u->words = u->row = 1 + draw(draw(2) ? all - at : all - at < 8 ? all - at : 8);
+        if (draw(4) == 0) at = 0;
+        u->words = u->row = at && draw(2) ? 1 + draw(all - at < 8 ? all - at : 8) : 1 + (all - at - 1) / (1 + draw(3));
         return 8 * at;
     }
     uint64_t x = w->slot == LARGE || draw(2) ? 0 : draw(row), y = draw(slots);  // large rows lie across others
@@ -791,19 +792,16 @@ static bool is_fit(world *w, whole *u) {
     return fit;
 }
 
-static void post(world *w) {
+static void post(world *w, thing *to) {
     carrier_piece pieces[MOST_PIECES];
-    simulated_lock();
-    thing *to = w->targets[draw_locked(TARGETS)];
-    simulated_unlock();
-    if (!to || w->whole_count == MOST_WHOLES) return;
+    if (w->whole_count == MOST_WHOLES) return;
     whole *u = &w->wholes[w->whole_count];
     *u = (whole){.to = to, .ring = (unsigned)draw(w->ring_count), .refused = UINT64_MAX};
     u->at = draw_place(w, u);
     u->first_use = to->kind == TEXTURE && draw(3) == 0;
     if (draw(20) == 0) u->refused = draw(u->words);
     uint64_t apart = make_data(w, u), most = draw(2) ? w->slot : w->slot / 8 * (1 + draw(16));
-    if (to->kind == TEXTURE) most = w->slot;
+    if (to->kind == TEXTURE || most > w->room * w->slot) most = w->slot;
     uint32_t count = make_pieces(w, u, apart, pieces);
     simulated_lock();
     w->whole_count++;
@@ -811,17 +809,25 @@ static void post(world *w) {
     simulated_unlock();
     for (int tries = 0; !u->it; tries++) {
         uint64_t epoch = carrier_epoch();
-        if (!is_fit(w, u) || tries == 1000) break;
+        if (!is_fit(w, u)) break;
+        if (tries == 1000) fail("it is never posted");
         if (!threads && draw(10) == 0) ruin_target(w);
         u->it = carrier_upload(w->c, w->rings[u->ring].it, pieces, count, most, u->data, u->data, epoch);
     }
     if (u->it) return;
-    if (is_fit(w, u)) fail("it is never posted");
     simulated_lock();
     u->posted = false;
     simulated_unlock();
     free(u->data);
     u->data = NULL;
+}
+
+// Some that may be in each other's way.
+static void post_some(world *w) {
+    simulated_lock();
+    thing *to = w->targets[draw_locked(TARGETS)];
+    simulated_unlock();
+    for (uint64_t k = 1 + draw(3); to && k--;) post(w, to);
 }
 
 static void cancel_whole(world *w) {
@@ -834,11 +840,11 @@ static void cancel_whole(world *w) {
 
 static bool is_free(const place *b) { return b->thing && b->state == HERE && !b->used && !b->staged_count && !b->busy; }
 
-static uint32_t lend(world *w, unsigned ring, uint64_t one_in) {
+static uint32_t lend(world *w, unsigned ring, uint32_t most) {
     uint32_t numbers[BUFFERS], count = 0;
-    for (unsigned i = 0; i < BUFFERS; i++) {
+    for (unsigned i = 0; i < BUFFERS && count < most; i++) {
         place *b = &w->buffers[i];
-        if (!is_free(b) || draw(one_in)) continue;
+        if (!is_free(b)) continue;
         numbers[count++] = b->number;
         b->state = LENT;
         b->ring = ring + 1;
@@ -1012,8 +1018,8 @@ static void work_step(world *w) {
 static void ring_step(world *w) {
     unsigned ring = (unsigned)draw(w->ring_count);
     uint64_t drawn = draw(100);
-    if (drawn < 45) post(w);
-    else if (drawn < 70) lend(w, ring, 2);
+    if (drawn < 40) post_some(w);
+    else if (drawn < 70) lend(w, ring, 1 + (uint32_t)draw(2));
     else if (drawn < 78) take_back(w, ring);
     else if (drawn < 83) want(w, ring, (unsigned)draw(3));
     else if (drawn < 97) cancel_whole(w);
@@ -1084,7 +1090,7 @@ static void look(world *w) {
 static void *meddle(void *unused) {
     while (!atomic_load(&over)) {
         world *w = &worlds[draw(world_count)];
-        switch (draw(6)) {
+        switch (atomic_load(&calm) ? 4 : draw(6)) {
         case 0: ruin_target(w); break;
         case 1: look(w); break;
         case 2: want_target(w), usleep((useconds_t)draw(100)), unwant_target(w); break;
@@ -1100,7 +1106,7 @@ static void *meddle(void *unused) {
 // -- a schedule, from its beginning to its end --
 
 static void open_world(world *w) {
-    *w = (world){.slots = 16, .slot = SMALL};
+    *w = (world){.slots = 16, .slot = SMALL, .room = draw(2) ? MOST_COPIES : 1 + draw(2)};
     w->tasks = calloc(MOST, sizeof *w->tasks);
     w->copies = calloc(MOST, sizeof *w->copies);
     w->trips = calloc(MOST, sizeof *w->trips);
@@ -1140,6 +1146,15 @@ static void provide(world *w, unsigned ring) {
         if (b->thing && (b->state == COMING || b->state == GOING || (b->state == LENT && b->ring == ring + 1))) return;
     }
     change_buffer(w);
+}
+
+// What nothing that happens later helps on.
+static void post_last(world *w) {
+    for (unsigned ring = 0; ring < w->ring_count; ring++)
+        if (draw(2)) lend(w, ring, 1);
+    post_some(w);
+    if (threads) usleep((useconds_t)draw(300));
+    for (uint64_t k = draw(3); k--;) cancel_whole(w);
 }
 
 static void come_to_rest(world *w) {
@@ -1270,17 +1285,20 @@ static void run_schedule(void) {
     worlds = both;
     world_count = draw(4) ? 1 : 2;
     atomic_store(&over, false);
+    atomic_store(&calm, false);
     for (unsigned i = 0; i < world_count; i++) open_world(&worlds[i]);
     if (threads && (pthread_create(&workers[0], NULL, finish_work, NULL) || pthread_create(&workers[1], NULL, meddle, NULL)))
         fail("no threads");
     run_steps();
     while (visits) unvisit();
     bool stops = draw(6) == 0;
+    atomic_store(&calm, draw(4));
     for (unsigned i = 0; i < world_count; i++) {
         if (stops) {
             carrier_stop(worlds[i].c);
             worlds[i].stopped = true;
         } else {
+            if (draw(2)) post_last(&worlds[i]);
             come_to_rest(&worlds[i]);
         }
     }
