@@ -179,6 +179,110 @@ NATIVE_MUTANTS = [
         "if (0 && list[k]->copies[i].first_use",
     ),
     Mutant("native: a guilty copy is not looked for", "gpu.c", "if (*error) leave_out(d, i, error);", ""),
+    Mutant(
+        "native: a filled buffer waits for pieces that there are not",
+        "uploads.c",
+        "!next_of(b->ring) || c->lost)",
+        "c->lost)",
+    ),
+    Mutant(
+        "native: who waits for a buffer is not woken",
+        "uploads.c",
+        "    rest(r, b);\n    if (r->first) wake_copiers(c, 1);\n",
+        "    rest(r, b);\n",
+    ),
+    Mutant(
+        "native: who waits for an upload is not woken",
+        "uploads.c",
+        "    wake_copiers(c, 1);  // for one",
+        "    // for one",
+    ),
+    Mutant(
+        "native: uploads to one place have no order",
+        "uploads.c",
+        "if (!u->may_clash) return false;",
+        "if (u) return false;",
+    ),
+    Mutant(
+        "native: a buffer is lent again that is wanted", "uploads.c", "    if (r->wanted) {", "    if (r->wanted > 9) {"
+    ),
+    Mutant(
+        "native: a piece ends twice",
+        "gpu.c",
+        "end_piece(c, d, i, made);",
+        "end_piece(c, d, i, made), end_piece(c, d, i, made);",
+    ),
+    Mutant(
+        "native: the rest of a cancelled upload goes on",
+        "uploads.c",
+        "    pull(u->ring, u);\n    u->count = u->begun;\n",
+        "",
+    ),
+    Mutant("native: a piece goes to what went while it was copied", "uploads.c", "if (j->upload->gone)", "if (0)"),
+    Mutant(
+        "native: bytes are in flight for ever",
+        "uploads.c",
+        "    r->counts.in_flight -= b->taken;\n    b->taken = 0;\n    if (r->wanted)",
+        "    b->taken = 0;\n    if (r->wanted)",
+    ),
+    Mutant(
+        "native: nobody is told that an upload is reached",
+        "uploads.c",
+        "if (d->serial == u->serial) d->is_told = true;",
+        "(void)d;",
+    ),
+    Mutant(
+        "native: nobody is told that an old submit is reached",
+        "uploads.c",
+        "if (u->serial > c->reached && ",
+        "if (0 && ",
+    ),
+    Mutant(
+        "native: an upload is reached when it is submitted", "uploads.c", " && u->serial <= c->done && !c->lost)", ")"
+    ),
+    Mutant("native: a lost device reaches an upload", "uploads.c", "<= c->done && !c->lost)", "<= c->done)"),
+    Mutant("native: an upload has the serial of its first piece", "uploads.c", "d->serial > u->serial)", "!u->serial)"),
+    Mutant(
+        "native: an upload that was dropped still waits", "uploads.c", "    resume(u->ring, u);\n    pull(", "    pull("
+    ),
+    Mutant("native: pieces overlap", "uploads.c", "b->head + p->nbytes + ALIGNMENT - 1)", "b->head + p->nbytes - 1)"),
+    Mutant(
+        "native: a buffer departs while somebody writes to it",
+        "uploads.c",
+        "if (b && !b->writers) depart_filled",
+        "if (b) depart_filled",
+    ),
+    Mutant("native: a lost device leaves uploads waiting", "gpu.c", "leave_out_uploads(c, NULL, why);", ""),
+    Mutant(
+        "native: an upload keeps its destination for ever",
+        "uploads.c",
+        "    (u->to_texture ? c->gpu.release_texture : c->gpu.release_buffer)(u->to);\n",
+        "    (void)c;\n",
+    ),
+    Mutant(
+        "native: what was posted for a lost device waits",
+        "uploads.c",
+        "if (c->lost) drop_rest(c, u, UPLOAD_LOST, NULL);",
+        "if (0) {}",
+    ),
+    Mutant(
+        "native: the last piece that waited leaves a buffer open",
+        "uploads.c",
+        "next_of(u->ring) && u->ring->filling && ",
+        "next_of(u->ring) && 0 && ",
+    ),
+    Mutant(
+        "native: a buffer is taken back that is being filled",
+        "uploads.c",
+        "    if (b) {\n        *address",
+        "    if (!b && r->filling && r->filling->load) b = r->filling;\n    if (b) {\n        *address",
+    ),
+    Mutant(
+        "native: a forgotten buffer is lent",
+        "uploads.c",
+        "        *at = b->next;\n        r->counts.idle--;\n",
+        "        r->counts.idle--;\n",
+    ),
 ]
 
 
