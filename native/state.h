@@ -20,7 +20,9 @@ struct job {
     block block;
     int file;  // or -1
     uint64_t position, bytes;
-    uint64_t shares, begun, finished;
+    uint64_t shares;
+    _Atomic uint64_t begun;
+    uint32_t helpers;  // threads that are at it
     int32_t status;
     bool ended, rings;
     departure *waits;  // for it to end
@@ -95,7 +97,7 @@ struct carrier {
     bool wants_poll, poll_asked, listens, idle;
     unsigned copiers, idle_copiers, threads;
 
-    job *first_job, *last_job;  // with shares that nobody has begun
+    job *first_job, *last_job;  // with shares that nobody may have begun
     job **jobs;                 // by the lower half of their id
     uint32_t job_room, job_count;
     uint64_t jobs_made, unfinished_jobs;
