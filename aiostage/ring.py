@@ -255,7 +255,9 @@ class StagingRing:
         engine.check()
         if alignment != 4 or type(alignment) is not int:
             alignment = math.lcm(4, _positive(alignment, "alignment"))
-        place = engine.take(engine.slots, self._check_size(size), alignment)
+        if type(size) is not int or not 0 < size <= self.buffer_size:
+            size = self._check_size(size)
+        place = engine.take(engine.slots, size, alignment)
         if place is None:
             engine.reclaim()
             raise anyio.WouldBlock

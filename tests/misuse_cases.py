@@ -1057,8 +1057,10 @@ async def device_destroyed_during_calls(box: Sandbox) -> None:
         await asyncio.sleep(0.02)
         box.device.destroy()
         for task in tasks:
-            with raises((DeviceLost, NoError)):
-                (await asyncio.wait_for(task, 10)).abandon()
+            with raises((DeviceLost, NoError)):  # some may be through
+                result = await asyncio.wait_for(task, 10)
+                if isinstance(result, aiostage.Allocation):
+                    result.abandon()
                 raise NoError
 
 
