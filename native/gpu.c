@@ -168,8 +168,14 @@ static void ask_for_buffer(carrier *c, staging *b) {
     if (*error && atomic_compare_exchange_strong(&b->answer, &none, 2)) let_go(c);
 }
 
-static group *ask_for_work(carrier *c, bool is_mark) {
+static group *ask_for_work(carrier *c, departure **list, unsigned count, bool is_mark) {
     group *g = grab(sizeof *g);
+    bool has_more = false;
+    for (unsigned k = 0; k < count; k++) {
+        g->bytes += list[k]->bytes;
+        has_more |= list[k]->command_count > 0;
+    }
+    if (has_more) g->bytes = 0;
     g->carrier = c;
     g->since = now();
     g->is_mark = is_mark;
@@ -309,7 +315,7 @@ bool depart_ready(carrier *c) {
     bool works = false;
     for (unsigned k = 0; k < count; k++) works |= !list[k]->is_mark;
     bool made = !lost && submit(c, list, count, works);
-    group *g = made ? ask_for_work(c, !works) : NULL;
+    group *g = made ? ask_for_work(c, list, count, !works) : NULL;
     if (made) {
         c->merged += count - 1;
         for (unsigned k = 0; k < count; k++)
@@ -332,6 +338,15 @@ bool depart_ready(carrier *c) {
 
 // -- polling --
 
+static double start_of(const carrier *c, const group *g) { return g->since > c->last_done ? g->since : c->last_done; }
+
+static void note_time(carrier *c, const group *g) {
+    double at = now(), took = at - start_of(c, g);
+    c->latency = at - g->since;
+    if (g->bytes >= 1 << 20 && took > 0) c->rate = c->rate ? (c->rate + (double)g->bytes / took) / 2 : (double)g->bytes / took;
+    c->last_done = at;
+}
+
 static void hear_groups(carrier *c) {
     bool lost = false;
     unsigned kept = 0;
@@ -345,7 +360,7 @@ static void hear_groups(carrier *c) {
         }
         lost |= answer == 2;
         c->outstanding--;
-        c->latency = now() - g->since;
+        note_time(c, g);
         if (!g->is_mark) c->in_flight--;
         for (departure *d = c->departures; d; d = d->next)
             if (d->group == g) {
@@ -463,14 +478,23 @@ bool poll_once(carrier *c) {
     return any;
 }
 
-// A sleep costs some 10 µs of CPU, a late poll costs latency. So the pause is a quarter of the time that the oldest submit
-// has been in flight, or of the distance to the moment when it is expected back, whichever is shorter.
+static double within(double pause) { return pause < SHORTEST ? SHORTEST : pause > LONGEST ? LONGEST : pause; }
+
+// A sleep and a poll cost some 10 µs of CPU, a late poll costs latency. When copies are done can be told from their bytes: a
+// little before that is the next poll. Of other work nothing is known: then the pause is a quarter of the time that the oldest
+// submit has been in flight, or of the distance to when the last one came back, whichever is shorter.
 static double pause_of(const carrier *c) {
-    if (c->holds || !c->group_count) return SHORTEST;
-    double age = now() - c->groups[0]->since, distance = age - c->latency;
+    if (!c->group_count) return SHORTEST;
+    const group *g = c->groups[0];
+    double at = now();
+    if (g->bytes && c->rate) {
+        double left = start_of(c, g) + (double)g->bytes / c->rate - at;
+        return within(left > 0 ? left * 0.8 : -left / 2);
+    }
+    if (c->holds) return SHORTEST;
+    double age = at - g->since, distance = age - c->latency;
     if (distance < 0) distance = -distance;
-    double pause = (age < distance ? age : distance) / 4;
-    return pause < SHORTEST ? SHORTEST : pause > LONGEST ? LONGEST : pause;
+    return within((age < distance ? age : distance) / 4);
 }
 
 THREAD_RESULT gpu_main(void *with) {

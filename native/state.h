@@ -38,6 +38,7 @@ typedef struct {  // one queue submit, or a mark
     carrier *carrier;
     _Atomic int answer;  // 0: none yet; 1: done; 2: it never will be
     double since;
+    uint64_t bytes;  // of its copies; 0: it has more to do than these
     bool is_mark;
 } group;
 
@@ -121,7 +122,8 @@ struct carrier {
     group *groups[1024];
     unsigned group_count, in_flight;
     bool holds;
-    double latency, checked;
+    double latency, last_done, rate;  // of the last submit in seconds; when that was; bytes a second
+    double checked;
     _Atomic uint64_t outstanding, submits, polls, merged;  // which others may ask
 };
 
