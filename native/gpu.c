@@ -12,7 +12,6 @@ enum { MOST_IN_FLIGHT = 2, MOST_AT_ONCE = 64 };
 static const uint64_t ENOUGH = 16 << 20;  // bytes that go whatever is in flight: a submit leaves the link idle for 50 µs
 static const double SHORTEST = 50e-6, LONGEST = 1e-3;  // seconds between two polls
 static const double HELD = 500e-6;                     // that copies wait at most to go together
-static const double CHECKS = 0.02;                     // and between two looks whether the device is lost
 
 static gpu_handle handle_of(uint64_t number) { return (gpu_handle)(uintptr_t)number; }
 
@@ -324,6 +323,10 @@ bool depart_ready(carrier *c) {
 
 // -- polling --
 
+static void heard(carrier *c) {
+    if (c->outstanding) c->outstanding--;  // when the device is lost none counts as such
+}
+
 static void hear_groups(carrier *c) {
     bool lost = false;
     unsigned kept = 0;
@@ -336,7 +339,7 @@ static void hear_groups(carrier *c) {
             continue;
         }
         lost |= answer == 2;
-        c->outstanding--;
+        heard(c);
         c->latency = now() - g->since;
         if (!g->is_mark) c->in_flight--;
         for (departure *d = c->departures; d; d = d->next)
@@ -385,7 +388,7 @@ static void hear_buffers(carrier *c) {
         int answer = b && b->asked ? atomic_load(&b->answer) : 0;
         if (!answer) continue;
         b->asked = false;
-        c->outstanding--;
+        heard(c);
         if (answer == 1 && b->zeroed < b->size && !b->forgotten) {
             b->zeroed += FIRST_MAP;
             c->gpu.unmap(b->handle);
@@ -411,6 +414,20 @@ static void forget_buffers(carrier *c, uint32_t count) {
     mutex_unlock(&c->lock);
 }
 
+// A poll of a lost device frees the memory of all its buffers, under those that still write to it: copy threads, and users
+// with a slot open, to whom no harm may come. So none is made, and that memory goes with the device. As a visit, since
+// nobody may destroy it in between.
+static void poll_unless_lost(carrier *c) {
+    carrier_visit(NULL);
+    mutex_lock(&c->lock);
+    bool lost = c->lost;
+    mutex_unlock(&c->lock);
+    if (lost || is_lost(c)) c->outstanding = 0;  // nothing more is told of it
+    else c->gpu.poll(c->device, 0, NULL);
+    c->polls++;
+    carrier_unvisit(NULL);
+}
+
 bool poll_once(carrier *c) {
     char ignored[ERROR_SIZE] = "";  // of what a lost device refuses; that it is lost, its maps will say
     error_place = ignored;
@@ -429,13 +446,7 @@ bool poll_once(carrier *c) {
         if (!forgotten) ask_for_buffer(c, b);
     }
     bool any = c->outstanding > 0;
-    double at = now();
-    if (any && (!c->has_gpu_thread || at - c->checked > CHECKS)) {
-        c->checked = at;
-        if (!c->lost) is_lost(c);
-    }
-    c->gpu.poll(c->device, 0, NULL);
-    c->polls++;
+    poll_unless_lost(c);
     hear_groups(c);
     hear_buffers(c);
     forget_buffers(c, count);

@@ -99,7 +99,7 @@ struct carrier {
     group *groups[1024];
     unsigned group_count, in_flight;
     bool holds;
-    double latency, checked;
+    double latency;
     _Atomic uint64_t outstanding, submits, polls, merged;  // which others may ask
 };
 
