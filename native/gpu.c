@@ -12,7 +12,6 @@ enum { MOST_IN_FLIGHT = 2, MOST_AT_ONCE = 64 };
 static const uint64_t ENOUGH = 16 << 20;  // bytes that go whatever is in flight: a submit leaves the link idle for 50 µs
 static const double SHORTEST = 50e-6, LONGEST = 1e-3;  // seconds between two polls
 static const double HELD = 500e-6;                     // that copies wait at most to go together
-static const double CHECKS = 0.02;                     // and between two looks whether the device is lost
 
 static gpu_handle handle_of(uint64_t number) { return (gpu_handle)(uintptr_t)number; }
 
@@ -34,7 +33,8 @@ void lose(carrier *c, const char *why) {
     mutex_unlock(&c->lock);
 }
 
-// Whether a call that changes nothing fails. In the GPU thread, whose errors go to `error_place`.
+// Whether a call that changes nothing fails. In the GPU thread, whose errors go to `error_place`. It takes a microsecond,
+// and is the last thing before each call in which wgpu-native aborts if the device is lost: a submit, a look at memory.
 static bool is_lost(carrier *c) {
     char error[ERROR_SIZE] = "", *before = error_place;
     error_place = error;
@@ -218,8 +218,7 @@ static bool submit(carrier *c, departure **list, unsigned count, bool works) {
         if (attempt == 0 && !is_lost(c))
             for (unsigned k = 0; k < count; k++) find_guilty(c, list[k], error);
     }
-    // Encoding has told whether the device is lost, where there was something to encode.
-    bool ok = !works || (!*error && (s.own_count || !is_lost(c)));
+    bool ok = !works || (!*error && !is_lost(c));
     if (ok && works) c->gpu.submit(c->queue, s.count, s.commands);
     if (!ok && *error) lose(c, error);
     release_own(&s);
@@ -347,6 +346,10 @@ static void note_time(carrier *c, const group *g) {
     c->last_done = at;
 }
 
+static void heard(carrier *c) {
+    if (c->outstanding) c->outstanding--;  // when the device is lost none counts as such
+}
+
 static void hear_groups(carrier *c) {
     bool lost = false;
     unsigned kept = 0;
@@ -359,7 +362,7 @@ static void hear_groups(carrier *c) {
             continue;
         }
         lost |= answer == 2;
-        c->outstanding--;
+        heard(c);
         note_time(c, g);
         if (!g->is_mark) c->in_flight--;
         for (departure *d = c->departures; d; d = d->next)
@@ -392,7 +395,7 @@ static void take_buffer(carrier *c, staging *b) {
     mutex_lock(&c->lock);
     bool lost = c->lost || b->forgotten;
     mutex_unlock(&c->lock);
-    if (!lost) {
+    if (!lost && !is_lost(c)) {  // the poll of a device that was lost tells that its buffers are mapped, and destroys them
         b->address = b->map_mode == GPU_MAP_READ ? (uint8_t *)(uintptr_t)c->gpu.const_address(b->handle, 0, b->size)
                                                  : c->gpu.address(b->handle, 0, b->size);
         b->state = READY;
@@ -419,7 +422,7 @@ static void hear_buffers(carrier *c) {
         int answer = b && b->asked ? atomic_load(&b->answer) : 0;
         if (!answer) continue;
         b->asked = false;
-        c->outstanding--;
+        heard(c);
         bool is_new = answer == 1 && b->zeroed < b->size;
         if (is_new) b->zeroed += FIRST_MAP;
         if (is_new && ask_again(c, b, true)) continue;
@@ -444,6 +447,20 @@ static void forget_buffers(carrier *c, uint32_t count) {
     mutex_unlock(&c->lock);
 }
 
+// A poll of a lost device frees the memory of all its buffers, under those that still write to it: copy threads, and users
+// with a slot open, to whom no harm may come. So none is made, and that memory goes with the device. As a visit, since
+// nobody may destroy it in between.
+static void poll_unless_lost(carrier *c) {
+    carrier_visit(NULL);
+    mutex_lock(&c->lock);
+    bool lost = c->lost;
+    mutex_unlock(&c->lock);
+    if (lost || is_lost(c)) c->outstanding = 0;  // nothing more is told of it
+    else c->gpu.poll(c->device, 0, NULL);
+    c->polls++;
+    carrier_unvisit(NULL);
+}
+
 bool poll_once(carrier *c) {
     char ignored[ERROR_SIZE] = "";  // of what a lost device refuses; that it is lost, its maps will say
     error_place = ignored;
@@ -459,13 +476,7 @@ bool poll_once(carrier *c) {
         ask_again(c, b, false);
     }
     bool any = c->outstanding > 0;
-    double at = now();
-    if (any && (!c->has_gpu_thread || at - c->checked > CHECKS)) {
-        c->checked = at;
-        if (!c->lost) is_lost(c);
-    }
-    c->gpu.poll(c->device, 0, NULL);
-    c->polls++;
+    poll_unless_lost(c);
     hear_groups(c);
     hear_buffers(c);
     forget_buffers(c, count);

@@ -123,7 +123,6 @@ struct carrier {
     unsigned group_count, in_flight;
     bool holds;
     double latency, last_done, rate;  // of the last submit in seconds; when that was; bytes a second
-    double checked;
     _Atomic uint64_t outstanding, submits, polls, merged;  // which others may ask
 };
 
