@@ -171,6 +171,11 @@ class SimulatedGpu:
                     step()
                 self.completed += 1
 
+    def has_told(self) -> bool:
+        """Whether a poll has told of all that is complete."""
+        with self._lock:
+            return all(number > self.completed for number, _ in self._due)
+
     def complete_all(self) -> None:
         with self._lock:
             self.complete(len(self._in_flight))
