@@ -116,7 +116,7 @@ def plot(machine: str) -> None:
     axes.set_ylabel("GB/s, median and quartiles")
     axes.set_title(f"Uploads from numpy arrays, 8 coroutines: {MACHINES[machine]}")
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False)
+    figure.legend(loc="outside lower center", ncols=2, frameon=False)
     figure.savefig(Path(PAGE.parent, "images", f"throughput-{machine}.png"), dpi=110)
     plt.close(figure)
 
