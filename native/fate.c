@@ -149,7 +149,8 @@ static uint64_t bit_of(uint64_t handle) { return 1ull << ((handle * 0x9E3779B97F
 void leave_out(departure *d, uint32_t copy, const char *why) {
     if (d->copies[copy].left_out) return;
     d->copies[copy].left_out = true;
-    if (!d->reasons) d->reasons = grab(d->copy_count * sizeof *d->reasons);
+    uint32_t room = d->copy_room ? d->copy_room : d->copy_count;  // more may come
+    if (!d->reasons) d->reasons = grab(room * sizeof *d->reasons);
     d->reasons[copy] = text_of(why);
 }
 
@@ -261,6 +262,7 @@ void add_copy(departure *d, const carrier_copy *copy, upload *u) {
         uint32_t room = d->copy_room ? 2 * d->copy_room : 4;
         d->copies = more_of(d->copies, d->copy_room * sizeof *d->copies, room * sizeof *d->copies);
         d->uploads = more_of(d->uploads, d->copy_room * sizeof *d->uploads, room * sizeof *d->uploads);
+        if (d->reasons) d->reasons = more_of(d->reasons, d->copy_room * sizeof *d->reasons, room * sizeof *d->reasons);
         d->copy_room = room;
     }
     d->uploads[d->copy_count] = u;

@@ -161,6 +161,8 @@ void forget_lent(staging *b) {
         break;
     }
     if (r->filling == b) r->filling = NULL;
+    r->counts.in_flight -= b->taken;
+    b->taken = 0;
     r->counts.lent--;
     b->ring = NULL;
 }
