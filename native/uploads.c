@@ -22,6 +22,7 @@ struct upload {
     uint32_t count, begun, ended;  // pieces
     int32_t status;
     char *why;
+    char *gone;       // why nothing may go there any more: not what is being copied either
     uint64_t serial;  // of the last submit
     double since;     // that a piece waits for a buffer, or 0
     const uint8_t *data;
@@ -265,6 +266,7 @@ void piece_copied(carrier *c, job *j) {
     staging *b = j->into;
     departure *d = b->load;
     add_copy(d, &j->piece->copy, j->upload);
+    if (j->upload->gone) leave_out(d, d->copy_count - 1, j->upload->gone);
     b->writers--;
     if (!b->writers && (b != b->ring->filling || !next_of(b->ring) || c->lost)) {
         if (b == b->ring->filling) b->ring->filling = NULL;
@@ -395,6 +397,7 @@ static void unlink_upload(carrier *c, upload *u) {
 static void free_upload(carrier *c, upload *u) {
     (u->to_texture ? c->gpu.release_texture : c->gpu.release_buffer)(u->to);
     free(u->why);
+    free(u->gone);
     free(u);
 }
 
@@ -447,7 +450,9 @@ void *carrier_take_upload(carrier *c, upload *u) {
 void leave_out_uploads(carrier *c, gpu_handle resource, const char *why) {
     for (upload *u = c->uploads, *after; u; u = after) {
         after = u->after;
-        if (!resource || u->to == resource) drop_rest(c, u, resource ? UPLOAD_LEFT_OUT : UPLOAD_LOST, why);
+        if (resource && u->to != resource) continue;
+        if (resource && !u->gone) u->gone = text_of(why);
+        drop_rest(c, u, resource ? UPLOAD_LEFT_OUT : UPLOAD_LOST, why);
     }
 }
 
