@@ -192,12 +192,13 @@ class Allocation:
         :raises ViewStillAlive: something still can write, see `docs/views.md`. The allocation stays open.
         :raises AllocationClosed: it was committed or abandoned before.
         """
-        self._check_open()
         engine, place, copies, recorded = self._engine, self._place, self._copies, self._recorded
+        self._check_open()
+        exports: Sequence[Any] = ()
         if self._views is not None:
             self._views.close(self._strict_views)
+            exports = self._views.alive()
         self._closed = True
-        exports = self._views.alive() if self._views is not None else ()
         engine.commit(place, self, copies, exports, len(recorded))
         try:
             if recorded:

@@ -65,7 +65,7 @@ class StagingRing:
         none. By default where the device has it; `ring.host_cached` says what it is.
     :param stall_timeout: seconds until a call that only open allocations hold up raises StallTimeout.
     :param fence_timeout: seconds until one that waits for the GPU raises FenceTimeout; None waits on.
-    :param threads: threads that copy uploads; by default two more than half of the cores, 10 at most, and no more than
+    :param threads: threads that copy uploads; by default two more than half of the cores, 8 at most, and no more than
         there are cores.
     :param inline_size: pieces of uploads up to this many bytes are copied on the loop: a thread would cost more.
 
@@ -255,7 +255,9 @@ class StagingRing:
         engine.check()
         if alignment != 4 or type(alignment) is not int:
             alignment = math.lcm(4, _positive(alignment, "alignment"))
-        place = engine.take(engine.slots, self._check_size(size), alignment)
+        if type(size) is not int or not 0 < size <= self.buffer_size:
+            size = self._check_size(size)
+        place = engine.take(engine.slots, size, alignment)
         if place is None:
             engine.reclaim()
             raise anyio.WouldBlock
@@ -501,7 +503,7 @@ class StagingRing:
 
 def _default_threads() -> int:
     cores = os.cpu_count() or 2
-    return min(10, cores, cores // 2 + 2)
+    return min(8, cores, cores // 2 + 2)
 
 
 def _positive(value: int, name: str) -> int:

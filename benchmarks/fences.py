@@ -27,6 +27,7 @@ async def run(device: wgpu.GPUDevice, quick: bool) -> dict[str, Any]:
     figures: dict[str, Any] = {}
     work = GpuWork(device)
     async with aiostage.FenceTracker(device) as tracker:
+        await tracker.insert()  # the first takes a while in the driver
         figures["wake_up_ms"] = await wake_up(tracker, work, 40 if quick else 300)
         if device.adapter.info["adapter_type"] != "CPU":
             figures["submit_ms"] = await submit_while_pending(tracker, work, 5 if quick else 30)

@@ -13,7 +13,7 @@ from typing import Any
 
 from aiostage.tools.cli import Parser, exit_status
 
-from . import costs, fences, pools, soak, textures, throughput
+from . import costs, fences, lag, pools, since, soak, textures, throughput
 from .machine import RESULTS
 
 PAGE = RESULTS.parent.parent / "docs" / "performance.md"
@@ -42,18 +42,29 @@ def sections() -> Iterator[str]:
         yield f"## {title}\n"
         yield f"{about['adapter']}, driver {about['driver']}, {about['cores']} cores, Python {about['python']}, "
         yield f"wgpu {about['wgpu']}, {about['date']}.\n"
+        if has(machine, "costs"):
+            figures = load(machine, "costs")["figures"]
+            yield f"### One upload at a time (`{machine}-costs.json`)\n"
+            yield table(costs.TRANSFERS_HEADER, costs.transfer_rows(figures))
+            yield f"### Costs (`{machine}-costs.json`)\n"
+            yield table(costs.HEADER, costs.rows(figures))
+        if has(machine, "since"):
+            yield f"### Before and after the native carrier (`{machine}-since.json`)\n"
+            yield table(since.HEADER, since.rows(load(machine, "since")["figures"]))
+        for kind in ("lag", "lag-uvloop"):
+            if has(machine, kind):
+                yield f"### The loop's lag beside eight coroutines that upload (`{machine}-{kind}.json`)\n"
+                yield table(lag.HEADER, lag.rows(load(machine, kind)["figures"]))
         yield f"### Fences (`{machine}-fences.json`)\n"
         yield table(fences.HEADER, fences.rows(load(machine, "fences")["figures"]))
-        yield f"### Costs (`{machine}-costs.json`)\n"
-        yield table(costs.HEADER, costs.rows(load(machine, "costs")["figures"]))
         for kind in ("throughput", "throughput-uvloop"):
-            if (RESULTS / f"{machine}-{kind}.json").exists():
+            if has(machine, kind):
                 yield from rates(machine, kind)
         yield f"![GB/s by size of the arrays](images/throughput-{machine}.png)\n"
         yield from rates(machine, "textures")
         yield f"### Frames of 198 MB at {textures.FPS} per second (`{machine}-textures.json`)\n"
         yield table(textures.FRAMES_HEADER, textures.frame_rows(load(machine, "textures")["figures"]["frames"]))
-        if (RESULTS / f"{machine}-pools.json").exists():
+        if has(machine, "pools"):
             yield f"### Memory pools (`{machine}-pools.json`)\n"
             yield table(pools.HEADER, pools.rows(load(machine, "pools")["figures"]))
 
@@ -71,6 +82,10 @@ def rates(machine: str, kind: str) -> Iterator[str]:
         if "aiostage" in ways and "GB/s" in ways["aiostage"]:
             yield f"### {size}, {throughput.COROUTINES} coroutines (`{machine}-{kind}.json`)\n"
             yield table(throughput.HEADER, throughput.rows(ways))
+
+
+def has(machine: str, kind: str) -> bool:
+    return (RESULTS / f"{machine}-{kind}.json").exists()
 
 
 def load(machine: str, kind: str) -> dict[str, Any]:
@@ -101,7 +116,7 @@ def plot(machine: str) -> None:
     axes.set_ylabel("GB/s, median and quartiles")
     axes.set_title(f"Uploads from numpy arrays, 8 coroutines: {MACHINES[machine]}")
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False)
+    figure.legend(loc="outside lower center", ncols=2, frameon=False)
     figure.savefig(Path(PAGE.parent, "images", f"throughput-{machine}.png"), dpi=110)
     plt.close(figure)
 

@@ -37,8 +37,39 @@ static _Atomic uint64_t epoch;
 void fate_lock(void) { mutex_lock(&fate); }
 void fate_unlock(void) { mutex_unlock(&fate); }
 
+// A forked child gets a copy of every lock as it is, and no thread that would give it back: so they are taken for it. Its
+// parent's carriers, and what those are about to do, are none of its business.
+#ifndef _WIN32
+static void before_fork(void) {
+    mutex_lock(&fate);
+    for (carrier *c = carriers; c; c = c->next) mutex_lock(&c->lock);
+}
+
+static void after_fork(void) {
+    for (carrier *c = carriers; c; c = c->next) mutex_unlock(&c->lock);
+    mutex_unlock(&fate);
+}
+
+static void in_child(void) {
+    after_fork();
+    carriers = NULL;
+    visits = NULL;
+    first_postponed = NULL;
+    last_postponed = &first_postponed;
+    condition_make(&no_visit);  // somebody may have waited for it
+}
+
+static void mind_forks(void) {
+    static bool minded;
+    if (!minded) minded = pthread_atfork(before_fork, after_fork, in_child) == 0;
+}
+#else
+static void mind_forks(void) {}
+#endif
+
 void fate_add(carrier *c) {
     mutex_lock(&fate);
+    mind_forks();
     c->next = carriers;
     carriers = c;
     mutex_unlock(&fate);

@@ -12,7 +12,6 @@ enum { MOST_IN_FLIGHT = 2, MOST_AT_ONCE = 64 };
 static const uint64_t ENOUGH = 16 << 20;  // bytes that go whatever is in flight: a submit leaves the link idle for 50 µs
 static const double SHORTEST = 50e-6, LONGEST = 1e-3;  // seconds between two polls
 static const double HELD = 500e-6;                     // that copies wait at most to go together
-static const double CHECKS = 0.02;                     // and between two looks whether the device is lost
 
 static gpu_handle handle_of(uint64_t number) { return (gpu_handle)(uintptr_t)number; }
 
@@ -34,7 +33,8 @@ void lose(carrier *c, const char *why) {
     mutex_unlock(&c->lock);
 }
 
-// Whether a call that changes nothing fails. In the GPU thread, whose errors go to `error_place`.
+// Whether a call that changes nothing fails. In the GPU thread, whose errors go to `error_place`. It takes a microsecond,
+// and is the last thing before each call in which wgpu-native aborts if the device is lost: a submit, a look at memory.
 static bool is_lost(carrier *c) {
     char error[ERROR_SIZE] = "", *before = error_place;
     error_place = error;
@@ -168,8 +168,14 @@ static void ask_for_buffer(carrier *c, staging *b) {
     if (*error && atomic_compare_exchange_strong(&b->answer, &none, 2)) let_go(c);
 }
 
-static group *ask_for_work(carrier *c, bool is_mark) {
+static group *ask_for_work(carrier *c, departure **list, unsigned count, bool is_mark) {
     group *g = grab(sizeof *g);
+    bool has_more = false;
+    for (unsigned k = 0; k < count; k++) {
+        g->bytes += list[k]->bytes;
+        has_more |= list[k]->command_count > 0;
+    }
+    if (has_more) g->bytes = 0;
     g->carrier = c;
     g->since = now();
     g->is_mark = is_mark;
@@ -212,8 +218,7 @@ static bool submit(carrier *c, departure **list, unsigned count, bool works) {
         if (attempt == 0 && !is_lost(c))
             for (unsigned k = 0; k < count; k++) find_guilty(c, list[k], error);
     }
-    // Encoding has told whether the device is lost, where there was something to encode.
-    bool ok = !works || (!*error && (s.own_count || !is_lost(c)));
+    bool ok = !works || (!*error && !is_lost(c));
     if (ok && works) c->gpu.submit(c->queue, s.count, s.commands);
     if (!ok && *error) lose(c, error);
     release_own(&s);
@@ -309,7 +314,7 @@ bool depart_ready(carrier *c) {
     bool works = false;
     for (unsigned k = 0; k < count; k++) works |= !list[k]->is_mark;
     bool made = !lost && submit(c, list, count, works);
-    group *g = made ? ask_for_work(c, !works) : NULL;
+    group *g = made ? ask_for_work(c, list, count, !works) : NULL;
     if (made) {
         c->merged += count - 1;
         for (unsigned k = 0; k < count; k++)
@@ -332,6 +337,19 @@ bool depart_ready(carrier *c) {
 
 // -- polling --
 
+static double start_of(const carrier *c, const group *g) { return g->since > c->last_done ? g->since : c->last_done; }
+
+static void note_time(carrier *c, const group *g) {
+    double at = now(), took = at - start_of(c, g);
+    c->latency = at - g->since;
+    if (g->bytes >= 1 << 20 && took > 0) c->rate = c->rate ? (c->rate + (double)g->bytes / took) / 2 : (double)g->bytes / took;
+    c->last_done = at;
+}
+
+static void heard(carrier *c) {
+    if (c->outstanding) c->outstanding--;  // when the device is lost none counts as such
+}
+
 static void hear_groups(carrier *c) {
     bool lost = false;
     unsigned kept = 0;
@@ -344,8 +362,8 @@ static void hear_groups(carrier *c) {
             continue;
         }
         lost |= answer == 2;
-        c->outstanding--;
-        c->latency = now() - g->since;
+        heard(c);
+        note_time(c, g);
         if (!g->is_mark) c->in_flight--;
         for (departure *d = c->departures; d; d = d->next)
             if (d->group == g) {
@@ -377,7 +395,7 @@ static void take_buffer(carrier *c, staging *b) {
     mutex_lock(&c->lock);
     bool lost = c->lost || b->forgotten;
     mutex_unlock(&c->lock);
-    if (!lost) {
+    if (!lost && !is_lost(c)) {  // the poll of a device that was lost tells that its buffers are mapped, and destroys them
         b->address = b->map_mode == GPU_MAP_READ ? (uint8_t *)(uintptr_t)c->gpu.const_address(b->handle, 0, b->size)
                                                  : c->gpu.address(b->handle, 0, b->size);
         b->state = READY;
@@ -404,7 +422,7 @@ static void hear_buffers(carrier *c) {
         int answer = b && b->asked ? atomic_load(&b->answer) : 0;
         if (!answer) continue;
         b->asked = false;
-        c->outstanding--;
+        heard(c);
         bool is_new = answer == 1 && b->zeroed < b->size;
         if (is_new) b->zeroed += FIRST_MAP;
         if (is_new && ask_again(c, b, true)) continue;
@@ -429,6 +447,20 @@ static void forget_buffers(carrier *c, uint32_t count) {
     mutex_unlock(&c->lock);
 }
 
+// A poll of a lost device frees the memory of all its buffers, under those that still write to it: copy threads, and users
+// with a slot open, to whom no harm may come. So none is made, and that memory goes with the device. As a visit, since
+// nobody may destroy it in between.
+static void poll_unless_lost(carrier *c) {
+    carrier_visit(NULL);
+    mutex_lock(&c->lock);
+    bool lost = c->lost;
+    mutex_unlock(&c->lock);
+    if (lost || is_lost(c)) c->outstanding = 0;  // nothing more is told of it
+    else c->gpu.poll(c->device, 0, NULL);
+    c->polls++;
+    carrier_unvisit(NULL);
+}
+
 bool poll_once(carrier *c) {
     char ignored[ERROR_SIZE] = "";  // of what a lost device refuses; that it is lost, its maps will say
     error_place = ignored;
@@ -444,13 +476,7 @@ bool poll_once(carrier *c) {
         ask_again(c, b, false);
     }
     bool any = c->outstanding > 0;
-    double at = now();
-    if (any && (!c->has_gpu_thread || at - c->checked > CHECKS)) {
-        c->checked = at;
-        if (!c->lost) is_lost(c);
-    }
-    c->gpu.poll(c->device, 0, NULL);
-    c->polls++;
+    poll_unless_lost(c);
     hear_groups(c);
     hear_buffers(c);
     forget_buffers(c, count);
@@ -463,14 +489,23 @@ bool poll_once(carrier *c) {
     return any;
 }
 
-// A sleep costs some 10 µs of CPU, a late poll costs latency. So the pause is a quarter of the time that the oldest submit
-// has been in flight, or of the distance to the moment when it is expected back, whichever is shorter.
+static double within(double pause) { return pause < SHORTEST ? SHORTEST : pause > LONGEST ? LONGEST : pause; }
+
+// A sleep and a poll cost some 10 µs of CPU, a late poll costs latency. When copies are done can be told from their bytes: a
+// little before that is the next poll. Of other work nothing is known: then the pause is a quarter of the time that the oldest
+// submit has been in flight, or of the distance to when the last one came back, whichever is shorter.
 static double pause_of(const carrier *c) {
-    if (c->holds || !c->group_count) return SHORTEST;
-    double age = now() - c->groups[0]->since, distance = age - c->latency;
+    if (!c->group_count) return SHORTEST;
+    const group *g = c->groups[0];
+    double at = now();
+    if (g->bytes && c->rate) {
+        double left = start_of(c, g) + (double)g->bytes / c->rate - at;
+        return within(left > 0 ? left * 0.8 : -left / 2);
+    }
+    if (c->holds) return SHORTEST;
+    double age = at - g->since, distance = age - c->latency;
     if (distance < 0) distance = -distance;
-    double pause = (age < distance ? age : distance) / 4;
-    return pause < SHORTEST ? SHORTEST : pause > LONGEST ? LONGEST : pause;
+    return within((age < distance ? age : distance) / 4);
 }
 
 THREAD_RESULT gpu_main(void *with) {

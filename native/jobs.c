@@ -15,6 +15,8 @@ intptr_t _get_osfhandle(int file);  // of <io.h>, which has another `tell`
 #include <unistd.h>
 #endif
 
+enum { FAN_OUT = 3 };  // threads that one wakes which was woken: waking all would take it longer than copying
+
 // -- making, finding and taking jobs --
 
 job *find_job(carrier *c, uint64_t id) {
@@ -114,7 +116,7 @@ static void end_job(carrier *c, job *j) {
 bool carrier_cancel(carrier *c, uint64_t id) {
     mutex_lock(&c->lock);
     job *j = find_job(c, id);
-    bool cancelled = j && !j->ended && j->begun == 0;
+    bool cancelled = j && !j->ended && j->helpers == 0;
     if (cancelled) {
         unqueue(c, j);
         j->status = JOB_CANCELLED;
@@ -188,16 +190,22 @@ static int do_share(const job *j, uint64_t index) {
     return read_at(j->file, j->block.to + start, j->position + start, bytes);
 }
 
-// With the lock, which is given away meanwhile.
-static void run_share(carrier *c, job *j) {
-    uint64_t index = j->begun++;
-    if (j->begun >= j->shares) unqueue(c, j);
-    if (c->first_job || pieces_wait(c)) wake_copiers(c, 1);
+// With the lock, which is given away meanwhile: shares of it, beside others, until none is left. The last to leave ends it.
+static void run_job(carrier *c, job *j) {
+    uint64_t begun = atomic_load(&j->begun), others = j->shares > begun + 1 ? j->shares - begun - 1 : 0;
+    if (!others) others = (c->first_job != j || j->next || pieces_wait(c)) ? 1 : 0;
+    wake_copiers(c, others < FAN_OUT ? others : FAN_OUT);
+    j->helpers++;
     mutex_unlock(&c->lock);
-    int status = index < j->shares ? do_share(j, index) : JOB_DONE;  // an empty job has no share, and ends all the same
+    int status = JOB_DONE;
+    for (uint64_t index; (index = atomic_fetch_add(&j->begun, 1)) < j->shares;) {
+        int failed = do_share(j, index);
+        if (status == JOB_DONE) status = failed;
+    }
     mutex_lock(&c->lock);
-    if (status != JOB_DONE && j->status == JOB_DONE) j->status = status;
-    if (++j->finished >= j->shares) end_job(c, j);
+    unqueue(c, j);
+    if (j->status == JOB_DONE) j->status = status;
+    if (--j->helpers == 0) end_job(c, j);
 }
 
 THREAD_RESULT copier_main(void *with) {
@@ -208,7 +216,7 @@ THREAD_RESULT copier_main(void *with) {
     mutex_lock(&c->lock);
     while (!c->stopping) {
         if (c->first_job || begin_piece(c)) {
-            run_share(c, c->first_job);
+            run_job(c, c->first_job);
             continue;
         }
         c->idle_copiers++;
@@ -219,26 +227,20 @@ THREAD_RESULT copier_main(void *with) {
     return 0;
 }
 
-// With the lock.
-static bool copy_whole(carrier *c, job *j) {
-    if (!j) return false;
-    uint64_t left = j->shares ? j->shares - j->begun : 1;
-    while (left--) run_share(c, j);  // it may be gone with the last
-    return true;
-}
-
 bool copy_one(carrier *c, uint64_t index) {
     mutex_lock(&c->lock);
     job *j = c->first_job;
     while (j && index--) j = j->next;
-    bool found = copy_whole(c, j);
+    bool found = j != NULL;
+    if (found) run_job(c, j);
     mutex_unlock(&c->lock);
     return found;
 }
 
 bool copy_piece(carrier *c) {
     mutex_lock(&c->lock);
-    bool found = begin_piece(c) && copy_whole(c, c->last_job);
+    bool found = begin_piece(c);
+    if (found) run_job(c, c->last_job);
     mutex_unlock(&c->lock);
     return found;
 }

@@ -160,12 +160,13 @@ static PyObject *Carrier_wait(PyObject *self, PyObject *seconds) {
     return truth(told);
 }
 
-static PyObject *Carrier_ends(PyObject *self, PyObject *unused) {
-    (void)unused;
+static PyObject *Carrier_ends(PyObject *self, PyObject *most) {
     SELF;
     carrier_end ends[64];
+    size_t left = PyLong_AsSize_t(most);
+    if (PyErr_Occurred()) return NULL;
     PyObject *list = PyList_New(0);
-    for (size_t count; list && (count = carrier_take_ends(c, ends, 64));) {
+    for (size_t count; list && (count = carrier_take_ends(c, ends, left < 64 ? left : 64)); left -= count) {
         double at = now();
         for (size_t i = 0; i < count; i++) {
             carrier_end *e = &ends[i];
@@ -439,7 +440,7 @@ static PyMethodDef Carrier_methods[] = {
     {"join", Carrier_join, METH_O, "Wait so many seconds for the threads to end; whether they have."},
     {"bell", Carrier_bell, METH_NOARGS, "A descriptor that is readable while ends wait, or -1."},
     {"wait", Carrier_wait, METH_O, "Wait so many seconds for ends; whether there are any."},
-    {"ends", Carrier_ends, METH_NOARGS, "What has happened: (kind, status, id, value, seconds ago, text) each."},
+    {"ends", Carrier_ends, METH_O, "(most): what has happened, (kind, status, id, value, seconds ago, text) each."},
     {"add_buffer", Carrier_add_buffer, METH_VARARGS, "(handle, size, map mode) → index; it will be BACK."},
     {"forget_buffer", Carrier_forget_buffer, METH_O, "A buffer is about to be destroyed."},
     {"copy", Carrier_copy, METH_VARARGS, "(data, address, steps, swap, rings) → job."},

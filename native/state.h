@@ -20,7 +20,9 @@ struct job {
     block block;
     int file;  // or -1
     uint64_t position, bytes;
-    uint64_t shares, begun, finished;
+    uint64_t shares;
+    _Atomic uint64_t begun;
+    uint32_t helpers;  // threads that are at it
     int32_t status;
     bool ended, rings;
     departure *waits;  // for it to end
@@ -36,6 +38,7 @@ typedef struct {  // one queue submit, or a mark
     carrier *carrier;
     _Atomic int answer;  // 0: none yet; 1: done; 2: it never will be
     double since;
+    uint64_t bytes;  // of its copies; 0: it has more to do than these
     bool is_mark;
 } group;
 
@@ -95,7 +98,7 @@ struct carrier {
     bool wants_poll, poll_asked, listens, idle;
     unsigned copiers, idle_copiers, threads;
 
-    job *first_job, *last_job;  // with shares that nobody has begun
+    job *first_job, *last_job;  // with shares that nobody may have begun
     job **jobs;                 // by the lower half of their id
     uint32_t job_room, job_count;
     uint64_t jobs_made, unfinished_jobs;
@@ -119,7 +122,7 @@ struct carrier {
     group *groups[1024];
     unsigned group_count, in_flight;
     bool holds;
-    double latency, checked;
+    double latency, last_done, rate;  // of the last submit in seconds; when that was; bytes a second
     _Atomic uint64_t outstanding, submits, polls, merged;  // which others may ask
 };
 

@@ -138,7 +138,6 @@ NATIVE_MUTANTS = [
     ),
     Mutant("native: lanes have no order", "gpu.c", " && !(d->lane && lanes & 1ull << d->lane % 64)", ""),
     Mutant("native: destinations have no order", "gpu.c", "!(d->touches & touched)", "(touched || 1)"),
-    Mutant("native: a mark overtakes", "gpu.c", "return !d->is_mark && ", "return "),
     Mutant(
         "native: a copy goes whose job failed", "fate.c", "if (j->status == JOB_DONE) return;", "if (j->id) return;"
     ),

@@ -24,7 +24,7 @@ import anyio
 import anyio.lowlevel
 import numpy as np
 import wgpu
-from simulated_table import FUNCTIONS, number_of
+from simulated_table import FUNCTIONS, number_of, set_freed
 
 from aiostage import native
 from aiostage.data.copies import BufferCopy, Copy, mip_extent
@@ -44,7 +44,8 @@ class SimulatedBuffer:
         self.size = size
         self.usage = usage
         self.map_state = "unmapped"
-        self.destroyed = False
+        self.destroyed = False  # somebody has said so
+        self.is_freed = False  # and it was done
         self.sealed: bytes | None = None  # what was in it when it was unmapped
         self.last_use = 0  # number of the last submission that reads it
         self._memory = (ctypes.c_ubyte * size)()
@@ -67,7 +68,8 @@ class SimulatedTexture:
         self.dimension = "2d"
         self.sample_count = 1
         self.usage = wgpu.TextureUsage.COPY_DST
-        self.destroyed = False
+        self.destroyed = False  # somebody has said so
+        self.is_freed = False  # and it was done
         self.notes: dict[Any, Any] = {}
         block = texel_block(format)
         self.levels = []
@@ -89,13 +91,15 @@ class SimulatedTexture:
         _gone(self)
 
 
-_ignore = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(lambda handle: None)
-_IGNORE = ctypes.cast(_ignore, ctypes.c_void_p).value
+_ignore, _free = map(ctypes.CFUNCTYPE(None, ctypes.c_void_p), (lambda handle: None, set_freed))
+_IGNORE, _FREE = (ctypes.cast(function, ctypes.c_void_p).value for function in (_ignore, _free))
 
 
 def _gone(resource: Any) -> None:
-    """As the ledger tells the carrier. It need not be put off: nothing of a simulated GPU aborts."""
-    native.gone(number_of(resource), "the destination was destroyed", _IGNORE, _IGNORE, _IGNORE)
+    """As the ledger tells the carrier, which puts it off while a submit is being made."""
+    number = number_of(resource)
+    if native.gone(number, "the destination was destroyed", _IGNORE, _FREE, _IGNORE):
+        set_freed(number)
 
 
 class SimulatedCommandBuffer:
@@ -170,6 +174,11 @@ class SimulatedGpu:
                 for step in self._in_flight.popleft():
                     step()
                 self.completed += 1
+
+    def has_told(self) -> bool:
+        """Whether a poll has told of all that is complete."""
+        with self._lock:
+            return all(number > self.completed for number, _ in self._due)
 
     def complete_all(self) -> None:
         with self._lock:
@@ -296,7 +305,7 @@ class SimulatedGpu:
             steps: list[Step] = []
             self.submitted += 1
             for copy in copies:
-                self._demand(not copy.destination.destroyed, "submit with a destroyed destination")
+                self._demand(not copy.destination.is_freed, "submit with a destroyed destination")
                 source = copy.source.handle
                 self._demand(source.map_state == "unmapped", f"submit of a buffer that is {source.map_state}")
                 self._demand(not source.destroyed, "submit of a destroyed buffer")

@@ -62,6 +62,12 @@ def number_of(thing: Any) -> int:
     return number
 
 
+def set_freed(number: int) -> None:
+    """A buffer or texture is destroyed now, which somebody may have wanted before."""
+    if (thing := _things.get(number)) is not None:
+        thing.is_freed = True
+
+
 class TextureCopyHere:
     """A copy to a texture, as the encoder has it."""
 

@@ -155,6 +155,9 @@ class SteppedGpu(SimulatedGpu):
         """Submit what may go. False: there is nothing."""
         return self._step(native.DEPART)
 
+    def outstanding(self) -> int:
+        return 0 if self.carrier.counts["is_lost"] else super().outstanding()  # nobody polls a lost device
+
     def deliver(self, order: str = "all") -> None:
         """Poll: "all", only "maps" or "fences", only the "first" or "last" of what is due, or all "reversed"."""
         self.order = order

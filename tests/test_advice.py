@@ -31,9 +31,8 @@ async def do(
         while True:
             await anyio.sleep(pause)
             if gpu.in_flight and not gpu.free_running:
-                before = ring._tracker.completed
                 gpu.complete()
-                await until(lambda: ring._tracker.completed > before)  # noqa: B023
+                await until(gpu.has_told)
 
     async with StagingRing(gpu, ring_count, buffer_size, **options) as ring:
         async with anyio.create_task_group() as tasks:

@@ -35,9 +35,10 @@ import pytest  # noqa: E402
 from interpose import replace  # noqa: E402
 from misuse_cases import Sandbox  # noqa: E402
 from simulated import SimulatedGpu, until  # noqa: E402
+from simulated_table import FUNCTIONS  # noqa: E402
 
 import aiostage  # noqa: E402
-from aiostage import KiB, MiB, exits, memory  # noqa: E402
+from aiostage import KiB, MiB, exits, memory, native  # noqa: E402
 from aiostage.events import event  # noqa: E402
 from aiostage.gpu.device import connect  # noqa: E402
 
@@ -105,6 +106,40 @@ async def test_a_forked_child_waits_for_no_thread_or_lock_of_its_parent() -> Non
             statuses.append((await asyncio.to_thread(os.waitpid, child, 0))[1])
         await asyncio.gather(*uploading)
     assert statuses == [0] * 8
+
+
+def test_a_forked_child_may_destroy_things_whatever_lock_a_thread_had() -> None:
+    stop, statuses = threading.Event(), []
+    getpid = ctypes.cast(ctypes.CDLL(None).getpid, ctypes.c_void_p).value  # does nothing to what it is given
+    # The more carriers there are, the longer somebody has the lock.
+    carriers = [native.Carrier(FUNCTIONS, 1, 1, 1, True) for _ in range(200)]
+
+    def take_locks() -> None:
+        while not stop.is_set():
+            native.settle(1)
+
+    threads = [threading.Thread(target=take_locks) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for _ in range(50):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            child = os.fork()
+        if child == 0:
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)
+            signal.alarm(10)
+            native.gone(2, "the destination was destroyed", getpid, getpid, getpid)
+            native.wait_for_use(2, "the destination buffer is mapped")
+            native.settle(1)
+            os._exit(0)
+        statuses.append(os.waitpid(child, 0)[1])
+        if statuses[-1]:
+            break
+    stop.set()
+    for thread in threads:
+        thread.join()
+    assert statuses == [0] * 50
+    assert len(carriers) == 200
 
 
 # -- what the scenes are made of --

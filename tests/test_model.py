@@ -262,8 +262,8 @@ class WatchedEngine(Engine):
             self.model.placed(*found, size)
         return found
 
-    def lend(self, lane: Any, writes: Any, size: int) -> bool:
-        lent = super().lend(lane, writes, size)
+    def attach(self, lane: Any, writes: Any, size: int) -> bool:
+        lent = super().attach(lane, writes, size)
         if lent:
             writes.staging = lane.writes[1]
         return lent

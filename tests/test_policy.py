@@ -19,8 +19,6 @@ from aiostage.engine.lanes import Lane
 from aiostage.engine.line import Line, Waiter
 from aiostage.engine.policy import Go, Stay, next_served, place_for, way_for, who_holds_what
 
-LARGE = 16  # bytes above which a thread copies: four letters
-
 
 class Memory:
     """Buffers of eight letters each, and what is in them."""
@@ -55,7 +53,7 @@ class Memory:
         return place
 
     def take(self, letters: int, lane: Lane | None = None, alignment: int = 4) -> Place | None:
-        return self.act(place_for(self.shelf, lane or self.lane, 4 * letters, alignment, LARGE), letters, lane)
+        return self.act(place_for(self.shelf, lane or self.lane, 4 * letters, alignment), letters, lane)
 
     def fill(self, letters: int, target: Any = None, lane: Lane | None = None) -> Place:
         """A place that is over, with a copy to `target` (by default one of its own)."""
@@ -183,24 +181,6 @@ def test_nobody_shares_with_one_that_has_been_open_for_long_while_a_buffer_is_fr
     assert str(memory) == "**......|bbdd....|********"
 
 
-def test_uploads_that_threads_copy_spread_while_most_buffers_are_free(memory: Memory) -> None:
-    def copied_by_a_thread(is_written: bool) -> None:
-        place = memory.act(place_for(memory.shelf, memory.lane, 12, 4, large=8), 3)
-        assert place is not None
-        if not is_written:
-            place.load.jobs[1] = None
-
-    copied_by_a_thread(True)
-    copied_by_a_thread(False)
-    assert str(memory) == "******..|........|........"  # the first is waited for no more
-    copied_by_a_thread(False)
-    assert str(memory) == "******..|***.....|........"
-    copied_by_a_thread(False)
-    assert str(memory) == "******..|******..|........"  # most are not free any more
-    memory.take(1)  # what the loop copies
-    assert str(memory) == "******..|*******.|........"
-
-
 # -- the line --
 
 
@@ -209,7 +189,7 @@ def test_the_first_in_the_line_is_served_first() -> None:
     first, second = Waiter(memory.lane, 16, 4), Waiter(memory.lane, 4, 4)
     for waiter in (first, second):
         line.join(waiter)
-    served = next_served(memory.shelf, line, LARGE)
+    served = next_served(memory.shelf, line)
     assert served == (first, (memory[0], 0))
 
 
@@ -219,14 +199,14 @@ def test_one_who_wants_less_does_not_go_ahead() -> None:
     first, second = Waiter(memory.lane, 16, 4), Waiter(memory.lane, 4, 4)
     for waiter in (first, second):
         line.join(waiter)
-    assert next_served(memory.shelf, line, LARGE) is None
+    assert next_served(memory.shelf, line) is None
     assert line.leave(first)
-    assert next_served(memory.shelf, line, LARGE) == (second, (memory[0], 24))
+    assert next_served(memory.shelf, line) == (second, (memory[0], 24))
     assert not line.leave(first)
 
 
 def test_nobody_is_served_in_an_empty_line(memory: Memory) -> None:
-    assert next_served(memory.shelf, Line(), LARGE) is None
+    assert next_served(memory.shelf, Line()) is None
 
 
 # -- what departs --
@@ -309,7 +289,7 @@ def test_deciding_changes_nothing(memory: Memory) -> None:
     memory.open(2)
     before = str(memory), memory.shelf.cursor, [buffer.phase for buffer in memory.shelf.all]
     for _ in range(2):
-        place_for(memory.shelf, memory.lane, 8, 4, LARGE)
+        place_for(memory.shelf, memory.lane, 8, 4)
         way_for(memory.shelf, memory.lane, set(memory.lane.copies))
         who_holds_what(memory.shelf)
     assert before == (str(memory), memory.shelf.cursor, [buffer.phase for buffer in memory.shelf.all])

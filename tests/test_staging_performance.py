@@ -73,7 +73,7 @@ async def test_a_large_upload_costs_one_map_a_buffer_and_copies_each_byte_once(
     counter, data = calls(ring), np.arange(10 * MiB, dtype=np.uint8)
     await (await ring.write_buffer(buffer, 0, data))
     assert counter["unmap"] == counter["map"] == 10
-    assert counter["submit"] == ring.stats_nowait().submits <= 10
+    assert counter["submit"] <= ring.stats_nowait().submits == 10  # some go together
     assert counter["on_work_done"] == counter["submit"]
     assert counter["create_staging_buffer"] == counter["create_relay"] == 0
     assert ring.stats_nowait().bytes_total == 10 * MiB
@@ -151,7 +151,7 @@ async def test_with_nothing_pending_nobody_polls(open_ring: OpenRing, target: Ta
 
 @pytest.mark.parametrize(
     ("cores", "limit", "chosen"),
-    [(16, 512, (16, 16)), (16, 128, (4, 16)), (16, 48, (3, 16)), (4, 512, (3, 8))],
+    [(16, 512, (12, 8)), (16, 128, (8, 8)), (16, 48, (3, 8)), (4, 512, (3, 8))],
 )
 async def test_the_default_ring_follows_cores_and_budget(
     monkeypatch: pytest.MonkeyPatch, cores: int, limit: int, chosen: tuple[int, int]

@@ -224,10 +224,10 @@ async def test_a_cancelled_upload_gives_its_place_back_and_spoils_nobody_elses(
 async def test_an_upload_that_was_cancelled_does_not_overwrite_the_next_one_to_the_same_place(
     held: HeldCopies, held_ring: OpenRing
 ) -> None:
-    """It is cancelled while a thread still copies beside it, into the buffer that it must be submitted with."""
+    """It is cancelled while threads have yet to copy it."""
     held.free_running, target = True, held.buffer(2048)
     ring = await held_ring(ring_count=2, inline_size=500)
-    old = start(ring.write_buffer(target, 0, b"old."))
+    old = start(ring.write_buffer(target, 0, b"old." * 150))
     beside = start(ring.write_buffer(target, 1024, b"\x01" * 512))
     await turns()
     assert not old.done()
@@ -235,7 +235,7 @@ async def test_an_upload_that_was_cancelled_does_not_overwrite_the_next_one_to_t
     asyncio.get_running_loop().call_later(0.02, held.may_copy.set)
     with pytest.raises(asyncio.CancelledError):
         await old
-    new = ring.write_buffer(target, 0, b"new." + bytes(496))  # which has no room beside the other two
+    new = ring.write_buffer(target, 0, b"new." + bytes(496))
     await in_time(await in_time(new))
     await in_time(await in_time(beside))
     assert target.bytes[:4].tobytes() == b"new."

@@ -26,6 +26,10 @@ UploadEnded = Callable[[int, float, "BaseException | None"], object]
 """Called on the loop with the serial of its last submit (0: there was none), how many seconds ago that was made, and
 why not all of it was submitted, or None."""
 
+_ALL = 1 << 30
+_AT_ONCE = 4
+"""Ends that the loop is told of in a turn: each wakes somebody for some 40 µs, and others want their turn."""
+
 _CANCELLED, _SHORT, _LEFT_OUT = -1, -2, -3
 
 
@@ -209,10 +213,10 @@ class Carrier:
 
     # -- what comes back --
 
-    def hear(self) -> None:
-        """Tell what has happened."""
+    def hear(self, most: int = _ALL) -> None:
+        """Tell what has happened; if more than `most` things have, the others have to be asked for."""
         is_stepped = self._device.is_stepped  # then the clock is the test's
-        for kind, status, number, value, ago, text in self._native.ends():
+        for kind, status, number, value, ago, text in self._native.ends(most):
             try:
                 self._tell(kind, status, number, value, 0.0 if is_stepped else ago, text)
             except Exception as error:
@@ -366,14 +370,14 @@ def _error_of(status: int) -> BaseException | None:
     return OSError(status, "a file could not be read")
 
 
-def _watch(carrier: native.Carrier, port: LoopPort, hear: WeakMethod[Callable[[], None]]) -> Callable[[], object]:
+def _watch(carrier: native.Carrier, port: LoopPort, hear: WeakMethod[Callable[[int], None]]) -> Callable[[], object]:
     """Have the loop hear of ends. Returns what ends that, to be called on the loop."""
 
     def rung() -> None:
         if (call := hear()) is not None:
-            call()
+            call(_AT_ONCE)
         else:
-            carrier.ends()  # nobody is left to hear of them
+            carrier.ends(_ALL)  # nobody is left to hear of them
         _let_go_of(carrier)
 
     bell = carrier.bell()

@@ -187,9 +187,13 @@ class Engine:
         return found
 
     def _occupy(self, buffer: StagingBuffer, offset: int, lane: Lane, size: int) -> None:
-        if buffer.load is None:
+        load: Load | None = buffer.load
+        if load is None:
             self._begin(lane, buffer)
-        buffer.reserve(offset, size)
+            load = buffer.load
+            assert load is not None
+        load.head = offset + size
+        load.used += size
         counts = self.counts
         counts.nbytes += size
         counts.allocations += 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -34,6 +35,8 @@ class Ledger:
     - Two threads submit the same command buffer: one of them claims it first.
 
     And no destroy stands behind a submit inside wgpu, where it would hold up whoever else needs the device's memory.
+
+    A forked child destroys nothing of its parent's: it would wait for locks of wgpu's that its parent's threads had.
     """
 
     def __init__(self) -> None:
@@ -43,6 +46,12 @@ class Ledger:
         self._born: WeakSet[Any] = WeakSet()  # pointers of what was made since
         self._submitted: set[Any] = set()  # pointers of command buffers that live
         self._number: Callable[[Any], int]
+        self._is_in_child = False
+
+    def enter_child(self) -> None:
+        self.lock = threading.RLock()  # another thread may have had it
+        self._born = WeakSet()
+        self._is_in_child = True
 
     def follow(self, api: Any) -> None:
         """Follow what wgpu-py does from now on; `api` is its module."""
@@ -76,6 +85,8 @@ class Ledger:
     def _destroy(self, is_device: bool, destroy: Any, keep: int, destroy_later: int, let_go: int, pointer: Any) -> None:
         with holding(self.lock):
             self._destroyed.add(pointer)
+        if self._is_in_child and not is_device and pointer not in self._born:
+            return
         number = self._number(pointer)
         if is_device:
             native.device_gone(number, "the device was destroyed")
@@ -144,3 +155,5 @@ def _handle_error(handle: Callable[[str, str], None], error_type: str, message: 
 
 
 ledger = Ledger()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=ledger.enter_child)

@@ -376,16 +376,17 @@ static whole *whole_that_is(world *w, const void *it) {
 
 static void check_status(const world *w, const whole *u, const carrier_end *e) {
     bool all = u->arrived == u->words, lost = w->gpu.is_lost || w->device_gone;
-    bool may = false;
+    bool unfit = u->to->is_gone || u->wanted || u->refused != UINT64_MAX, may = false;
     switch (e->status) {
     case JOB_DONE: may = all || w->gpu.is_lost; break;  // lost between the last look at the device and the submit
     case JOB_CANCELLED: may = u->cancelled; break;
-    case UPLOAD_LEFT_OUT: may = (u->to->is_gone || u->wanted || u->refused != UINT64_MAX) && e->text && *e->text; break;
+    case UPLOAD_LEFT_OUT: may = unfit && e->text && *e->text; break;
     case UPLOAD_LOST: may = lost; break;
     }
     if (!may) fail("an upload of which %s ends with %d", all ? "all arrived" : "not all arrived", e->status);
     if (e->status != JOB_DONE && all) fail("all of an upload arrives, and it ends with %d", e->status);
-    if (!lost && !e->value != !u->arrived) fail("an upload ends with no serial, or nothing was submitted of it");
+    if (!lost && u->arrived && !e->value) fail("an upload ends with no serial, and some of it was submitted");
+    if (!u->arrived && e->value && !unfit && !lost) fail("an upload ends with another's serial");
 }
 
 static void hear_whole(world *w, const carrier_end *e) {
@@ -1192,7 +1193,8 @@ static void check_ends(world *w) {
     for (unsigned i = 0; i < w->trip_count; i++)
         if (!w->trips[i].made && !w->trips[i].lost && !(w->trips[i].is_mark && w->lost)) fail("departure %u never ended", i + 1);
     for (unsigned i = 0; i < BUFFERS; i++)
-        if (w->buffers[i].thing && (w->buffers[i].state == COMING || w->buffers[i].state == GOING)) fail("a buffer never came back");
+        if (!w->lost && w->buffers[i].thing && (w->buffers[i].state == COMING || w->buffers[i].state == GOING))
+            fail("a buffer never came back");
     for (unsigned i = 0; i < w->whole_count; i++)
         if (w->wholes[i].posted && !w->wholes[i].ended) fail("an upload never ended");
     for (unsigned i = 0; i < w->ring_count; i++) check_ring_at_rest(w, i);
