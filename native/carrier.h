@@ -122,11 +122,11 @@ uint32_t carrier_take_back(carrier *, ring *, uint8_t **address);  // one that i
 void carrier_want(carrier *, ring *, uint32_t count);              // so many more are END_BACK when they come back
 carrier_ring_counts carrier_count_ring(carrier *, ring *);
 int carrier_lent_state(carrier *, uint32_t buffer);
-// All pieces go to one destination, those to a buffer cut into `most` bytes. NULL: the epoch has changed
-upload *carrier_upload(carrier *, ring *, const carrier_piece *, uint32_t count, uint64_t most, const void *data, void *owner,
-                       uint64_t epoch);
-void carrier_cancel_upload(carrier *, upload *);  // of what has not begun
-void *carrier_take_upload(carrier *, upload *);   // → its owner; of one whose end was taken
+// All pieces go to one destination, those to a buffer cut into `most` bytes. → its number, 0: the epoch has changed
+uint64_t carrier_upload(carrier *, ring *, const carrier_piece *, uint32_t count, uint64_t most, const void *data, void *owner,
+                        uint64_t epoch);
+void carrier_cancel_upload(carrier *, uint64_t upload);  // of what has not begun; of one that was taken nothing is left
+void *carrier_take_upload(carrier *, uint64_t upload);   // → its owner; of one whose end was taken
 void carrier_poll_soon(carrier *);
 void carrier_listen(carrier *);  // ring for every job from now on
 

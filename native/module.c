@@ -171,7 +171,7 @@ static PyObject *Carrier_ends(PyObject *self, PyObject *most) {
         for (size_t i = 0; i < count; i++) {
             carrier_end *e = &ends[i];
             if (e->kind == END_JOB) release_owner(carrier_owner(c, e->id));
-            if (e->kind == END_UPLOAD) release_owner(carrier_take_upload(c, (upload *)(uintptr_t)e->id));
+            if (e->kind == END_UPLOAD) release_owner(carrier_take_upload(c, e->id));
             PyObject *end = list ? Py_BuildValue("IiKKdz", e->kind, (int)e->status, (unsigned long long)e->id,
                                                  (unsigned long long)e->value, at - e->at, e->text)
                                  : NULL;
@@ -334,10 +334,10 @@ static PyObject *Carrier_upload(PyObject *self, PyObject *args) {
         return PyErr_Format(PyExc_ValueError, "a piece has %zu bytes", sizeof(carrier_piece));
     Py_buffer *owner = owner_of(data);
     if (!owner) return NULL;
-    upload *u = carrier_upload(c, (ring *)(uintptr_t)at, (const carrier_piece *)pieces,
-                               (uint32_t)((size_t)length / sizeof(carrier_piece)), most, owner->buf, owner, epoch);
-    if (!u) release_owner(owner);
-    return PyLong_FromVoidPtr(u);
+    uint64_t upload = carrier_upload(c, (ring *)(uintptr_t)at, (const carrier_piece *)pieces,
+                                     (uint32_t)((size_t)length / sizeof(carrier_piece)), most, owner->buf, owner, epoch);
+    if (!upload) release_owner(owner);
+    return PyLong_FromUnsignedLongLong(upload);
 }
 
 static PyObject *Carrier_upload_bytes(PyObject *self, PyObject *args) {
@@ -350,16 +350,16 @@ static PyObject *Carrier_upload_bytes(PyObject *self, PyObject *args) {
     if (!owner) return NULL;
     carrier_piece piece = {.from = (int64_t)start, .nbytes = nbytes, .run = nbytes,
                            .copy = {.kind = COPY_TO_BUFFER, .to = to, .to_offset = to_offset, .size = nbytes}};
-    upload *u = carrier_upload(c, (ring *)(uintptr_t)at, &piece, 1, most, owner->buf, owner, epoch);
-    if (!u) release_owner(owner);
-    return PyLong_FromVoidPtr(u);
+    uint64_t upload = carrier_upload(c, (ring *)(uintptr_t)at, &piece, 1, most, owner->buf, owner, epoch);
+    if (!upload) release_owner(owner);
+    return PyLong_FromUnsignedLongLong(upload);
 }
 
 static PyObject *Carrier_cancel_upload(PyObject *self, PyObject *number) {
     SELF;
-    upload *u;
-    if (!address_of(number, &u)) return NULL;
-    carrier_cancel_upload(c, u);
+    unsigned long long upload = PyLong_AsUnsignedLongLong(number);
+    if (PyErr_Occurred()) return NULL;
+    carrier_cancel_upload(c, upload);
     return none();
 }
 

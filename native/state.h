@@ -104,8 +104,8 @@ struct carrier {
     uint64_t jobs_made, unfinished_jobs;
 
     ring *rings;
-    upload *uploads;  // that were not taken
-    uint64_t unfinished_uploads;
+    upload *uploads, *oldest_upload;  // that were not taken
+    uint64_t uploads_made, unfinished_uploads;
 
     departure *departures, *last_departure;  // by serial, until they are done
     uint64_t serial, done, reached;  // the last that was made, that is done, and that the loop was told of

@@ -11,6 +11,7 @@ enum { ALIGNMENT = 16 };                // of every piece: the largest texel blo
 static const uint64_t ENOUGH = 4 << 20;  // bytes in a buffer that are not worth waiting for more
 
 struct upload {
+    uint64_t number;         // never another's: what was taken can still be cancelled by who has not heard of its end
     upload *before, *after;  // of all that were not taken
     upload *next;            // in its ring's queue, while it has pieces that nobody has begun
     ring *ring;
@@ -185,7 +186,7 @@ static void resume(ring *r, upload *u) {
 }
 
 static void end_upload(carrier *c, upload *u) {
-    tell(c, END_UPLOAD, u->status, (uint64_t)(uintptr_t)u, u->serial, u->why, true);
+    tell(c, END_UPLOAD, u->status, u->number, u->serial, u->why, true);
     for (departure *d = c->departures; d; d = d->next)
         if (d->serial == u->serial) d->is_told = true;
     if (u->serial > c->reached && u->serial <= c->done && !c->lost) {  // before it was told of
@@ -391,6 +392,14 @@ static void unlink_upload(carrier *c, upload *u) {
     if (u->before) u->before->after = u->after;
     else c->uploads = u->after;
     if (u->after) u->after->before = u->before;
+    else c->oldest_upload = u->before;
+}
+
+// Those end first that were posted first, mostly.
+static upload *find_upload(carrier *c, uint64_t number) {
+    upload *u = c->oldest_upload;
+    while (u && u->number != number) u = u->before;
+    return u;
 }
 
 static void free_upload(carrier *c, upload *u) {
@@ -400,18 +409,20 @@ static void free_upload(carrier *c, upload *u) {
     free(u);
 }
 
-upload *carrier_upload(carrier *c, ring *r, const carrier_piece *pieces, uint32_t count, uint64_t most, const void *data,
-                       void *owner, uint64_t checked_at) {
+uint64_t carrier_upload(carrier *c, ring *r, const carrier_piece *pieces, uint32_t count, uint64_t most, const void *data,
+                        void *owner, uint64_t checked_at) {
+    uint64_t number = 0;
     upload *u = make_upload(r, pieces, count, most);
     u->data = data;
     u->owner = owner;
     (u->to_texture ? c->gpu.keep_texture : c->gpu.keep_buffer)(u->to);
     fate_lock();
-    bool is_current = checked_at == carrier_epoch();
-    if (is_current) {
+    if (checked_at == carrier_epoch()) {
         mutex_lock(&c->lock);
+        number = u->number = ++c->uploads_made;
         u->after = c->uploads;
         if (u->after) u->after->before = u;
+        else c->oldest_upload = u;
         c->uploads = u;
         c->unfinished_uploads++;
         for (upload *older = u->after; older; older = older->after)
@@ -422,21 +433,22 @@ upload *carrier_upload(carrier *c, ring *r, const carrier_piece *pieces, uint32_
         mutex_unlock(&c->lock);
     }
     fate_unlock();
-    if (is_current) return u;
-    free_upload(c, u);
-    return NULL;
+    if (!number) free_upload(c, u);
+    return number;
 }
 
-void carrier_cancel_upload(carrier *c, upload *u) {
+void carrier_cancel_upload(carrier *c, uint64_t number) {
     mutex_lock(&c->lock);
-    drop_rest(c, u, JOB_CANCELLED, NULL);
+    upload *u = find_upload(c, number);
+    if (u) drop_rest(c, u, JOB_CANCELLED, NULL);
     mutex_unlock(&c->lock);
 }
 
 // Its caller has the destination still, so that letting go of it waits for nobody.
-void *carrier_take_upload(carrier *c, upload *u) {
-    void *owner = u->owner;
+void *carrier_take_upload(carrier *c, uint64_t number) {
     mutex_lock(&c->lock);
+    upload *u = find_upload(c, number);
+    void *owner = u->owner;
     c->unfinished_uploads--;
     unlink_upload(c, u);
     mutex_unlock(&c->lock);

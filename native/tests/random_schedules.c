@@ -51,11 +51,12 @@ typedef struct {
 } trip;
 
 typedef struct {  // a whole upload
-    upload *it;
+    uint64_t it;
     thing *to;
     uint8_t *data, *seen;  // what it reads; and of each word, whether it was submitted, and used first
     unsigned ring;
     uint64_t words, row, at, refused;  // in all, and in a row; where the first goes; one that is, or UINT64_MAX
+    uint64_t extent;                   // of the data
     uint64_t arrived, submitted_as, serial;
     bool posted, ended, cancelled, wanted, first_use;
 } whole;
@@ -368,7 +369,7 @@ static void hear_reached(world *w, const carrier_end *e) {
     w->reached = e->id;
 }
 
-static whole *whole_that_is(world *w, const void *it) {
+static whole *whole_that_is(world *w, uint64_t it) {
     for (whole *u = w->wholes + w->whole_count; u-- > w->wholes;)
         if (it && u->it == it && !u->ended) return u;
     fail("of an upload that nobody posted, or that has ended");
@@ -390,7 +391,7 @@ static void check_status(const world *w, const whole *u, const carrier_end *e) {
 }
 
 static void hear_whole(world *w, const carrier_end *e) {
-    whole *u = whole_that_is(w, (void *)(uintptr_t)e->id);
+    whole *u = whole_that_is(w, e->id);
     simulated_lock();
     check_status(w, u, e);
     u->ended = true;
@@ -754,7 +755,8 @@ static uint64_t draw_place(world *w, whole *u) {
 // Its bytes, some words apart.
 static uint64_t make_data(world *w, whole *u) {
     uint64_t apart = u->to->kind == TEXTURE && draw(2) ? 24 : 8;
-    u->data = calloc(u->words, apart);
+    u->extent = u->words * apart;
+    u->data = calloc(1, u->extent);
     u->seen = calloc(u->words, 1);
     for (uint64_t k = 0; k < u->words; k++) {
         uint64_t word = whole_word(w, u, k);
@@ -834,9 +836,9 @@ static void post_some(world *w) {
 static void cancel_whole(world *w) {
     if (!w->whole_count) return;
     whole *u = &w->wholes[w->whole_count - 1 - draw(w->whole_count < 6 ? w->whole_count : 6)];
-    if (!u->posted || u->ended) return;
+    if (!u->posted) return;
     carrier_cancel_upload(w->c, u->it);
-    u->cancelled = true;
+    u->cancelled |= !u->ended;
 }
 
 static bool is_free(const place *b) { return b->thing && b->state == HERE && !b->used && !b->staged_count && !b->busy; }
@@ -939,10 +941,13 @@ static void check_ring_at_rest(world *w, unsigned ring) {
 // A piece whose bytes are still to be copied.
 static void begin(world *w) {
     mutex_lock(&w->c->lock);
-    const upload *it = begin_piece(w->c) ? w->c->last_job->upload : NULL;
+    const uint8_t *from = begin_piece(w->c) ? w->c->last_job->block.from : NULL;
     mutex_unlock(&w->c->lock);
-    const whole *u = it ? whole_that_is(w, it) : NULL;
-    if (u && (u->cancelled || u->to->is_gone || w->wanted == u->to)) fail("a piece is begun of an upload that is over");
+    if (!from) return;
+    const whole *u = w->wholes;
+    while (u < w->wholes + w->whole_count && !(u->data && u->data <= from && from < u->data + u->extent)) u++;
+    if (u == w->wholes + w->whole_count) fail("a piece is begun of no upload");
+    if (u->cancelled || u->to->is_gone || w->wanted == u->to) fail("a piece is begun of an upload that is over");
 }
 
 static void poll_step(world *w) {
