@@ -167,10 +167,14 @@ NATIVE_MUTANTS = [
         "(void)is_settled, (void)queue;",
     ),
     Mutant("native: numbers of buffers return", "carrier.c", "c->buffers_made++ * MOST_BUFFERS + index", "index"),
-    Mutant("native: an empty job wakes nobody", "jobs.c", "j->shares ? j->shares : 1", "j->shares"),
-    Mutant("native: what a lost device says counts", "gpu.c", "if (!c->lost) is_lost(c);", ""),
+    Mutant(
+        "native: what a lost device says counts",
+        "gpu.c",
+        "if (lost || is_lost(c)) c->outstanding",
+        "if (lost) c->outstanding",
+    ),
     Mutant("native: the second share of a file is its first", "jobs.c", "j->position + start", "j->position"),
-    Mutant("native: what has begun is cancelled", "jobs.c", "!j->ended && j->begun == 0", "!j->ended"),
+    Mutant("native: what has begun is cancelled", "jobs.c", "!j->ended && j->helpers == 0", "!j->ended"),
     Mutant(
         "native: a first use is not made",
         "gpu.c",

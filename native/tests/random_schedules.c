@@ -522,8 +522,9 @@ static void set_gone(thing *t) {
 static void forget_buffer(world *w, place *b, bool rests) {
     if (b->state == GOING || b->busy) return;
     if (b->state == LENT && !rests && (threads || carrier_lent_state(w->c, b->number) != LENT_IDLE)) return;
+    bool is_away = b->state == LENT && carrier_lent_state(w->c, b->number) == LENT_AWAY;  // of a lost device
     carrier_forget_buffer(w->c, b->number);
-    if (b->state == COMING) w->forgotten[w->forgotten_count++] = b->number;
+    if (b->state == COMING || is_away) w->forgotten[w->forgotten_count++] = b->number;
     set_gone(b->thing);
     ruin(b->thing);
     release_thing(b->thing);
@@ -1154,28 +1155,35 @@ static void provide(world *w, unsigned ring) {
     change_buffer(w);
 }
 
-// What nothing that happens later helps on.
+static void work_on(world *w) {
+    if (threads) {
+        carrier_wait(w->c, 1e-3);
+        return;
+    }
+    while (carrier_step(w->c, STEP_COPY, 0) || carrier_step(w->c, STEP_PIECE, 0)) {
+    }
+    carrier_step(w->c, STEP_DEPART, 0);
+    simulated_finish(&w->gpu, 100);
+    poll_step(w);
+}
+
+// What nothing that happens later helps on. Some stays without a buffer, when what it has submitted is done.
 static void post_last(world *w) {
-    for (unsigned ring = 0; ring < w->ring_count; ring++)
+    for (unsigned ring = 0; ring < w->ring_count; ring++) {
         if (draw(2)) lend(w, ring, 1);
+        if (draw(2)) want(w, ring, 1);
+    }
     post_some(w);
-    if (threads) usleep((useconds_t)draw(300));
+    for (uint64_t k = draw(4); k--;) work_on(w);
     for (uint64_t k = draw(3); k--;) cancel_whole(w);
+    if (draw(10) == 0) lose_device(w);
 }
 
 static void come_to_rest(world *w) {
     for (int i = 0; i < 20000; i++) {
         for (unsigned ring = 0; ring < w->ring_count; ring++)
             if (open_wholes(w, ring)) provide(w, ring);
-        if (threads) {
-            carrier_wait(w->c, 1e-3);
-        } else {
-            while (carrier_step(w->c, STEP_COPY, 0) || carrier_step(w->c, STEP_PIECE, 0)) {
-            }
-            carrier_step(w->c, STEP_DEPART, 0);
-            simulated_finish(&w->gpu, 100);
-            poll_step(w);
-        }
+        work_on(w);
         bool rests = is_at_rest(w);
         take_ends(w);
         if (rests) return;
