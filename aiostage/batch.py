@@ -16,9 +16,20 @@ from .engine.engine import Engine
 from .engine.lanes import Lane
 from .errors import AllocationClosed, InvalidCopy, afresh
 from .fences import Fence
+from .native import Plan
 from .threads import run_sync
-from .uploads import cut_bytes, cut_texels, put, write
-from .writes import MOST_AT_ONCE, NO_WRITES, as_pieces, at_index, check_many, know_buffer, know_texels, writes_of
+from .uploads import Filling, cut_bytes, cut_texels, put, write
+from .writes import (
+    MOST_AT_ONCE,
+    MOST_RECORDED,
+    NO_WRITES,
+    as_pieces,
+    at_index,
+    check_many,
+    know_buffer,
+    know_texels,
+    writes_of,
+)
 
 
 class Batch:
@@ -119,21 +130,36 @@ class Batch:
         if is_lazy(data):
             data = await run_sync(as_array, data)
         places, pieces = as_pieces(destinations, data)
+        plan = await self._plan(places, pieces)
+        now = plan.nbytes <= self._engine.inline_size
         done = 0
-        while (done := self._writes.textures(places, pieces, done, 0, True)) < len(places):
-            try:
-                await self._cut_texels(places[done], pieces[done], None, None)
-            except (InvalidCopy, TypeError) as error:
-                raise at_index(error, done) from None
-            done += 1
-        done = 0
-        while (reached := self._writes.textures(places, pieces, done, MOST_AT_ONCE, False)) < len(places):
-            if reached > done:
+        async with Filling(self._engine) as filling:
+            while done < len(plan):
+                self._check()
+                reached = self._writes.record(plan, done, done + MOST_RECORDED, now)
+                if reached > done and not now:
+                    filling.carry_out(self._lane, plan, done, reached)
+                if reached == done:  # it needs another staging buffer, or is not as simple
+                    await self.write_texture(places[done], pieces[done])
+                    reached += 1
+                elif reached < len(plan):
+                    await checkpoint()
                 done = reached
+
+    async def _plan(self, places: list[Any], pieces: Any) -> Plan:
+        """The writes, in order. :raises InvalidCopy, TypeError: one of them is wrong."""
+        plan, writes = Plan(), self._writes
+        while (begun := len(plan)) < len(places):
+            if writes.plan(plan, places, pieces, begun + MOST_RECORDED) == begun:
+                try:  # Python knows more, and lets be known what it finds
+                    await self._cut_texels(places[begun], pieces[begun], None, None)
+                except (InvalidCopy, TypeError) as error:
+                    raise at_index(error, begun) from None
+                if writes.plan(plan, places, pieces, begun + 1) == begun:
+                    plan.add_unknown()
+            if len(plan) < len(places):
                 await checkpoint()
-            else:
-                await self.write_texture(places[done], pieces[done])
-                done += 1
+        return plan
 
     async def _cut_texels(self, destination: Any, data: Any, data_layout: Any, size: Any) -> Iterator[Piece]:
         cut = await cut_texels(self._engine, destination, data, data_layout, size)

@@ -21,6 +21,7 @@ from .engine.lending import Upload
 from .engine.outcome import Outcome
 from .engine.submission import Submission
 from .errors import AllocationClosed, afresh
+from .native import Plan
 from .threads import run_sync
 
 
@@ -167,42 +168,35 @@ async def _ended(engine: Engine, upload: Upload) -> None:
 
 async def write(engine: Engine, lane: Lane, pieces: Iterator[Piece]) -> Filling:
     """Fill and stage every piece; returns when the data may be reused, in the lane of uploads when it was submitted."""
-    filling = Filling(engine)
     count = nbytes = 0
-    try:
-        try:
-            for piece in pieces:
-                count += 1
-                nbytes += piece.nbytes
-                engine.check_lane(lane)
-                runs = None
-                if piece.nbytes > engine.inline_size:
-                    runs = piece.runs()
-                    if runs is None:
-                        runs = await run_sync(_gathered, piece)
-                        engine.check_lane(lane)
-                place = engine.take(lane, piece.nbytes, ALIGNMENT)
-                filling.start(piece, runs, place or await waiting.place_for(engine, lane, piece.nbytes, ALIGNMENT))
-        finally:
-            await filling.finish()
-        if filling.error is not None:
-            raise filling.error
-    finally:
-        filling.error = None  # its traceback has this frame: they would keep each other, and the data, alive
+    async with Filling(engine) as filling:
+        for piece in pieces:
+            count += 1
+            nbytes += piece.nbytes
+            engine.check_lane(lane)
+            runs = None
+            if piece.nbytes > engine.inline_size:
+                runs = piece.runs()
+                if runs is None:
+                    runs = await run_sync(_gathered, piece)
+                    engine.check_lane(lane)
+            place = engine.take(lane, piece.nbytes, ALIGNMENT)
+            filling.start(piece, runs, place or await waiting.place_for(engine, lane, piece.nbytes, ALIGNMENT))
     if count > 1:
         engine.demand.cut(count, nbytes)
     return filling
 
 
 class Filling:
-    """The pieces of one upload that are being written to staging memory, and then submitted."""
+    """The pieces of one upload that are being written to staging memory, and then submitted. Left when that is over,
+    also by who is cancelled: threads read the caller's data and write into a shared buffer."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._pending = 0
         self._idle: Any = None
         self._copies: set[Copy] = set()  # staged and not submitted, of an upload that waits for its submit
-        self.error: BaseException | None = None
+        self._error: BaseException | None = None
         self.fence: Any = None  # of the last submit
 
     def start(self, piece: Piece, runs: list[Run] | None, place: Place) -> None:
@@ -232,17 +226,29 @@ class Filling:
             self._pending += len(runs)
             engine.fill(place, copy, runs, partial(self._written, lane), rings=True)
 
+    def carry_out(self, lane: Lane, plan: Plan, first: int, last: int) -> None:
+        """Have threads copy the texels of writes that were just recorded."""
+        self._pending += 1
+        self._engine.carry_out(lane, plan, first, last, partial(self._written, lane))
+
     def _written(self, lane: Lane, error: BaseException | None) -> None:
         """A thread is through with a part of the caller's data."""
         if lane.is_abandoned:
             error = AllocationClosed("the batch or frame was abandoned, and this write with it")
         self._end(error)
 
-    async def finish(self) -> None:
-        """Wait until nothing is pending, also when cancelled: threads read the caller's data and write into a shared
-        buffer."""
+    async def __aenter__(self) -> Filling:
+        return self
+
+    async def __aexit__(self, exc_type: type[BaseException] | None, *rest: object) -> None:
         if self._pending:
             await waiting.wait_out(self._is_idle, self._until_idle)
+        error, self._error = self._error, None  # its traceback has this frame: they would keep each other alive
+        try:
+            if error is not None and exc_type is None:
+                raise error
+        finally:
+            del error
 
     def _is_idle(self) -> bool:
         return self._pending == 0
@@ -261,7 +267,7 @@ class Filling:
         self._end(error and afresh(error))
 
     def _end(self, error: BaseException | None) -> None:
-        self.error = self.error or error
+        self._error = self._error or error
         self._pending -= 1
         if self._pending == 0 and self._idle is not None:
             self._idle.set()

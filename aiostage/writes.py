@@ -19,6 +19,9 @@ from .errors import InvalidCopy
 MOST_AT_ONCE = 1024 * 1024
 """Bytes that are copied on the loop before others have their turn: some 0.1 ms."""
 
+MOST_RECORDED = 256
+"""Writes that are recorded before others have their turn: likewise some 0.1 ms."""
+
 _forms: dict[str, native.Forms] = {}  # by format
 
 

@@ -22,3 +22,4 @@ uint64_t block_bytes(const block *);
 // How many shares of about `share` bytes it has, and copying one of them. All of them may be copied at the same time.
 uint64_t block_shares(const block *, uint64_t share);
 void block_copy_share(const block *, uint64_t share, uint64_t index);
+void block_copy(const block *);  // all of it

@@ -93,6 +93,8 @@ void carrier_forget_buffer(carrier *, uint32_t);
 
 // → a job, whose end comes in any case; with `rings` the bell is rung for it. 0: no memory
 uint64_t carrier_copy_block(carrier *, const block *, void *owner, bool rings);
+// Many that are small: `blocks` is there as long as the owner is.
+uint64_t carrier_copy_blocks(carrier *, const block *blocks, uint64_t count, uint64_t bytes, void *owner, bool rings);
 uint64_t carrier_read_file(carrier *, uint8_t *to, int file, uint64_t position, uint64_t bytes, void *owner, bool rings);
 bool carrier_cancel(carrier *, uint64_t job);  // false: it has begun, and will end
 void *carrier_owner(carrier *, uint64_t job);  // takes it; of a job whose end was taken

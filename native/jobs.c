@@ -42,7 +42,8 @@ void wake_copiers(carrier *c, uint64_t most) {
 }
 
 void queue_job(carrier *c, job *j) {
-    j->shares = j->file < 0 ? block_shares(&j->block, SHARE) : (j->bytes + SHARE - 1) / SHARE;
+    if (j->blocks) j->shares = (j->block_count + j->blocks_a_share - 1) / j->blocks_a_share;
+    else j->shares = j->file < 0 ? block_shares(&j->block, SHARE) : (j->bytes + SHARE - 1) / SHARE;
     c->unfinished_jobs++;
     if (c->last_job) c->last_job->next = j;
     else c->first_job = j;
@@ -64,6 +65,18 @@ static uint64_t add_job(carrier *c, job *j) {
 uint64_t carrier_copy_block(carrier *c, const block *b, void *owner, bool rings) {
     job *j = grab(sizeof *j);
     j->block = *b;
+    j->file = -1;
+    j->owner = owner;
+    j->rings = rings;
+    return add_job(c, j);
+}
+
+uint64_t carrier_copy_blocks(carrier *c, const block *blocks, uint64_t count, uint64_t bytes, void *owner, bool rings) {
+    job *j = grab(sizeof *j);
+    j->blocks = blocks;
+    j->block_count = count;
+    j->blocks_a_share = bytes > SHARE ? count * SHARE / bytes : count;
+    if (!j->blocks_a_share) j->blocks_a_share = 1;
     j->file = -1;
     j->owner = owner;
     j->rings = rings;
@@ -181,7 +194,16 @@ static int read_at(int file, uint8_t *to, uint64_t position, uint64_t bytes) {
     return JOB_DONE;
 }
 
+static void copy_blocks(const job *j, uint64_t index) {
+    uint64_t first = index * j->blocks_a_share, last = first + j->blocks_a_share;
+    for (uint64_t i = first; i < last && i < j->block_count; i++) block_copy(&j->blocks[i]);
+}
+
 static int do_share(const job *j, uint64_t index) {
+    if (j->blocks) {
+        copy_blocks(j, index);
+        return JOB_DONE;
+    }
     if (j->file < 0) {
         block_copy_share(&j->block, SHARE, index);
         return JOB_DONE;

@@ -245,6 +245,20 @@ static PyObject *Carrier_copy(PyObject *self, PyObject *args) {
     return PyLong_FromUnsignedLongLong(carrier_copy_block(c, &b, owner, rings));
 }
 
+static PyObject *Carrier_copy_plan(PyObject *self, PyObject *args) {
+    SELF;
+    PyObject *plan;
+    unsigned long long first, last;
+    int rings;
+    uint64_t nbytes;
+    if (!PyArg_ParseTuple(args, "OKKp:copy_plan", &plan, &first, &last, &rings)) return NULL;
+    const block *blocks = blocks_of(plan, first, last, &nbytes);
+    Py_buffer *owner = blocks ? calloc(1, sizeof *owner) : NULL;
+    if (!owner) return blocks ? PyErr_NoMemory() : NULL;
+    owner->obj = Py_NewRef(plan);  // so that releasing it lets the plan go
+    return PyLong_FromUnsignedLongLong(carrier_copy_blocks(c, blocks, last - first, nbytes, owner, rings));
+}
+
 static PyObject *Carrier_read(PyObject *self, PyObject *args) {
     SELF;
     unsigned long long to, position, bytes;
@@ -444,6 +458,7 @@ static PyMethodDef Carrier_methods[] = {
     {"add_buffer", Carrier_add_buffer, METH_VARARGS, "(handle, size, map mode) → index; it will be BACK."},
     {"forget_buffer", Carrier_forget_buffer, METH_O, "A buffer is about to be destroyed."},
     {"copy", Carrier_copy, METH_VARARGS, "(data, address, steps, swap, rings) → job."},
+    {"copy_plan", Carrier_copy_plan, METH_VARARGS, "(plan, first, last, rings) → job, for writes that were recorded."},
     {"read", Carrier_read, METH_VARARGS, "(address, file, position, bytes, rings) → job."},
     {"cancel", Carrier_cancel, METH_O, "Whether the job had not begun, and never will."},
     {"add_ring", Carrier_add_ring, METH_NOARGS, "→ a number for those below."},

@@ -20,6 +20,8 @@ struct job {
     block block;
     int file;  // or -1
     uint64_t position, bytes;
+    const block *blocks;  // many small ones in place of `block`, so many to a share; the owner has them
+    uint64_t block_count, blocks_a_share;
     uint64_t shares;
     _Atomic uint64_t begun;
     uint32_t helpers;  // threads that are at it

@@ -14,11 +14,11 @@
 #include "state.h"
 
 enum { UNKNOWN = -1, WRITTEN = 0 };  // what a write answers; or how many bytes of room it lacks
-enum { MOST_LEVELS = 16, MOST_FORMS = 32 };
+enum { MOST_LEVELS = 16, MOST_FORMS = 32, MOST_DTYPES = 32 };
 
-static PyTypeObject *target_type, *forms_type;
+static PyTypeObject *target_type, *forms_type, *plan_type;
 static PyObject *known_name, *running_name, *texture_name, *origin_name, *level_name, *aspect_name, *offset_name, *row_name,
-    *rows_name;
+    *rows_name, *dtype_name;
 
 // -- what is known --
 
@@ -26,6 +26,7 @@ static PyObject *known_name, *running_name, *texture_name, *origin_name, *level_
 // that two of them are compared as bytes.
 typedef struct {
     PyTypeObject *type;
+    PyObject *dtype;
     Py_ssize_t dimensions, itemsize, shape[BLOCK_DIMENSIONS];
     char format[32];
     uint32_t layout[4], size[4];  // as they were given; the last is whether they were
@@ -162,26 +163,54 @@ static bool has_no_objects(const char *format) {
     return true;
 }
 
+// Types of items that are not Python's, kept for good: asking numpy to spell one out takes longer than all the rest.
+static PyObject *dtypes[MOST_DTYPES];
+static int dtype_count;
+
+static PyObject *dtype_of(PyObject *data) {
+    if (Py_IS_TYPE(data, &PyBytes_Type) || Py_IS_TYPE(data, &PyByteArray_Type) || PyMemoryView_Check(data)) return NULL;
+    PyObject *dtype = PyObject_GetAttr(data, dtype_name);
+    if (!dtype) PyErr_Clear();
+    return dtype;
+}
+
+static PyObject *kept_dtype(PyObject *dtype) {
+    for (int i = 0; i < dtype_count; i++)
+        if (dtypes[i] == dtype) return dtype;
+    return NULL;
+}
+
 // The bytes of data in C order, if that is how they lie. Ends with `PyBuffer_Release`.
-static bool open_data(PyObject *data, Py_buffer *view) {
-    if (PyObject_GetBuffer(data, view, PyBUF_ND | PyBUF_FORMAT) < 0) {
-        PyErr_Clear();
-        return false;
+typedef struct {
+    Py_buffer view;
+    PyObject *dtype;  // one of those that are kept; NULL: the view has a format
+} content;
+
+static bool open_data(PyObject *data, content *c) {
+    PyObject *dtype = dtype_of(data);
+    c->dtype = kept_dtype(dtype);
+    bool is_open = PyObject_GetBuffer(data, &c->view, c->dtype ? PyBUF_ND : PyBUF_ND | PyBUF_FORMAT) == 0;
+    if (!is_open) PyErr_Clear();
+    if (is_open && !c->dtype) {
+        is_open = has_no_objects(c->view.format);
+        if (!is_open) PyBuffer_Release(&c->view);
+        else if (dtype && dtype_count < MOST_DTYPES) c->dtype = dtypes[dtype_count++] = Py_NewRef(dtype);
     }
-    if (has_no_objects(view->format)) return true;
-    PyBuffer_Release(view);
-    return false;
+    Py_DecRef(dtype);
+    return is_open;
 }
 
 // Of data, or with `skip` 1 of each of the items of its first axis.
-static bool sign(signature *s, PyTypeObject *type, const Py_buffer *data, int skip, PyObject *layout, PyObject *size) {
-    const char *format = data->format ? data->format : "B";
+static bool sign(signature *s, PyTypeObject *type, const content *data, int skip, PyObject *layout, PyObject *size) {
+    const Py_buffer *view = &data->view;
+    const char *format = data->dtype ? "" : view->format ? view->format : "B";
     memset(s, 0, sizeof *s);
-    if (data->ndim < skip || data->ndim - skip > BLOCK_DIMENSIONS || strlen(format) >= sizeof s->format) return false;
+    if (view->ndim < skip || view->ndim - skip > BLOCK_DIMENSIONS || strlen(format) >= sizeof s->format) return false;
     s->type = type;
-    s->dimensions = data->ndim - skip;
-    s->itemsize = data->itemsize;
-    for (int i = 0; i < s->dimensions; i++) s->shape[i] = data->shape[i + skip];
+    s->dtype = data->dtype;
+    s->dimensions = view->ndim - skip;
+    s->itemsize = view->itemsize;
+    for (int i = 0; i < s->dimensions; i++) s->shape[i] = view->shape[i + skip];
     strcpy(s->format, format);
     return read_layout(layout, s->layout) && read_size(size, s->size);
 }
@@ -248,18 +277,19 @@ static PyObject *Forms_know(PyObject *self, PyObject *args) {
     if (!PyArg_ParseTuple(args, "OOOOO!I(III)(IIK):know", &data, &layout, &size, &texels, &PyTuple_Type, &steps, &swap,
                           &f.extent[0], &f.extent[1], &f.extent[2], &f.bytes_per_row, &f.rows_per_image, &nbytes))
         return NULL;
-    Py_buffer given, from;
+    content given;
+    Py_buffer from;
     if (!open_data(data, &given)) Py_RETURN_FALSE;
     bool known = sign(&f.of, Py_TYPE(data), &given, 0, layout, size);
     if (known && PyObject_GetBuffer(texels, &from, PyBUF_STRIDED_RO) == 0) {
         f.block.swap = swap;
         known = block_of(&from, steps, &f.block);
-        f.from = (const char *)from.buf - (const char *)given.buf;
+        f.from = (const char *)from.buf - (const char *)given.view.buf;
         f.nbytes = nbytes;
         if (known) forms->forms[forms->count++ % MOST_FORMS] = f;
         PyBuffer_Release(&from);
     }
-    PyBuffer_Release(&given);
+    PyBuffer_Release(&given.view);
     return PyErr_Occurred() ? NULL : PyBool_FromLong(known);
 }
 
@@ -278,6 +308,95 @@ static PyType_Spec Target_spec = {.name = "aiostage.native.Target",
                                   .basicsize = sizeof(Target),
                                   .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_DISALLOW_INSTANTIATION,
                                   .slots = Target_slots};
+
+// -- many writes of texels that were found right --
+
+typedef struct {
+    Target *target;  // NULL: Python is to see to it
+    uint64_t nbytes;  // of staging memory
+    carrier_copy copy;  // but for where in staging memory
+} planned;
+
+typedef struct {
+    PyObject_HEAD
+    uint32_t count, room, block_room, view_count, view_room;
+    uint64_t nbytes;
+    planned *writes;
+    block *blocks;  // of each: how its texels are copied; they go nowhere before it is recorded
+    Py_buffer *views;  // of the data
+} Plan;
+
+static PyObject *Plan_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
+    (void)kwargs;
+    return PyArg_ParseTuple(args, ":Plan") ? new_object(type) : NULL;
+}
+
+static void Plan_dealloc(PyObject *self) {
+    Plan *plan = (Plan *)self;
+    PyTypeObject *type = Py_TYPE(self);
+    for (uint32_t i = 0; i < plan->view_count; i++) PyBuffer_Release(&plan->views[i]);
+    for (uint32_t i = 0; i < plan->count; i++) Py_DecRef((PyObject *)plan->writes[i].target);
+    free(plan->views);
+    free(plan->writes);
+    free(plan->blocks);
+    ((freefunc)PyType_GetSlot(type, Py_tp_free))(self);
+    Py_DECREF((PyObject *)type);
+}
+
+static Py_ssize_t Plan_length(PyObject *self) { return ((Plan *)self)->count; }
+
+static void grow(void **array, uint32_t count, uint32_t *room, size_t width) {
+    if (count < *room) return;
+    uint32_t more = *room ? 2 * *room : 4;
+    void *larger = grab(more * width);
+    if (count) memcpy(larger, *array, count * width);
+    free(*array);
+    *array = larger;
+    *room = more;
+}
+
+static void plan_write(Plan *plan, const planned *write, const block *b) {
+    grow((void **)&plan->writes, plan->count, &plan->room, sizeof *plan->writes);
+    grow((void **)&plan->blocks, plan->count, &plan->block_room, sizeof *plan->blocks);
+    plan->writes[plan->count] = *write;
+    plan->blocks[plan->count++] = *b;
+    plan->nbytes += write->nbytes;
+}
+
+static void keep_view(Plan *plan, const Py_buffer *view) {
+    grow((void **)&plan->views, plan->view_count, &plan->view_room, sizeof *plan->views);
+    plan->views[plan->view_count++] = *view;
+}
+
+static PyObject *Plan_add_unknown(PyObject *self, PyObject *unused) {
+    (void)unused;
+    plan_write((Plan *)self, &(planned){0}, &(block){0});
+    Py_RETURN_NONE;
+}
+
+static PyObject *Plan_nbytes(PyObject *self, void *unused) {
+    (void)unused;
+    return PyLong_FromUnsignedLongLong(((Plan *)self)->nbytes);
+}
+
+const block *blocks_of(PyObject *object, uint64_t first, uint64_t last, uint64_t *nbytes) {
+    Plan *plan = (Plan *)object;
+    if (!Py_IS_TYPE(object, plan_type) || first >= last || last > plan->count) {
+        PyErr_SetString(PyExc_ValueError, "these are no writes of a plan");
+        return NULL;
+    }
+    *nbytes = 0;
+    for (uint64_t i = first; i < last; i++) *nbytes += plan->writes[i].nbytes;
+    return plan->blocks + first;
+}
+
+static PyMethodDef Plan_methods[] = {
+    {"add_unknown", Plan_add_unknown, METH_NOARGS, "One that Python is to see to."}, {0}};
+static PyGetSetDef Plan_getset[] = {{"nbytes", Plan_nbytes, NULL, "Of staging memory.", NULL}, {0}};
+static PyType_Slot Plan_slots[] = {{Py_tp_new, Plan_new},         {Py_tp_dealloc, Plan_dealloc}, {Py_tp_methods, Plan_methods},
+                                   {Py_tp_getset, Plan_getset}, {Py_sq_length, Plan_length},   {0, NULL}};
+static PyType_Spec Plan_spec = {
+    .name = "aiostage.native.Plan", .basicsize = sizeof(Plan), .flags = Py_TPFLAGS_DEFAULT, .slots = Plan_slots};
 
 // -- writes --
 
@@ -378,16 +497,6 @@ static PyObject *Writes_take(PyObject *self, PyObject *unused) {
 
 // -- recording --
 
-static void grow(void **array, uint32_t count, uint32_t *room, size_t width) {
-    if (count < *room) return;
-    uint32_t more = *room ? 2 * *room : 4;
-    void *larger = grab(more * width);
-    if (count) memcpy(larger, *array, count * width);
-    free(*array);
-    *array = larger;
-    *room = more;
-}
-
 // Those to one destination stay in order: there is but one bundle that its next record goes to, the last of its own.
 static carrier_copy *next_record(Writes *w, Target *t) {
     if (t->lending != w->lending) {
@@ -423,20 +532,11 @@ static void record_bytes(Writes *w, Target *t, uint64_t offset, uint64_t to_offs
                                         .size = nbytes};
 }
 
-static void record_texels(Writes *w, Target *t, uint64_t offset, uint32_t level, const uint32_t origin[3], const form *f) {
-    carrier_copy *copy = next_record(w, t);
-    *copy = (carrier_copy){.kind = COPY_TO_TEXTURE,
-                           .aspect = 1,  // all
-                           .mip_level = level,
-                           .source = w->source,
-                           .offset = offset,
-                           .to = t->handle,
-                           .to_offset = t->forms->block_bytes,
-                           .size = t->forms->block_width | (uint64_t)t->forms->block_height << 32,
-                           .bytes_per_row = f->bytes_per_row,
-                           .rows_per_image = f->rows_per_image};
-    memcpy(copy->origin, origin, sizeof copy->origin);
-    memcpy(copy->extent, f->extent, sizeof copy->extent);
+static void record_texels(Writes *w, Target *t, uint64_t offset, const carrier_copy *copy) {
+    carrier_copy *record = next_record(w, t);
+    *record = *copy;
+    record->source = w->source;
+    record->offset = offset;
 }
 
 // Room for a write in what is lent; false: there is none.
@@ -511,10 +611,10 @@ static PyObject *Writes_buffer(PyObject *self, PyObject *const *args, Py_ssize_t
     Target *t = target_of(w, args[0], false);
     if (!t) return PyLong_FromLong(UNKNOWN);
     int here = is_here(w);
-    Py_buffer data;
+    content data;
     if (here > 0 && open_data(args[2], &data)) {
-        answer = write_bytes(w, t, to_offset, &data);
-        PyBuffer_Release(&data);
+        answer = write_bytes(w, t, to_offset, &data.view);
+        PyBuffer_Release(&data.view);
     }
     Py_DECREF(t);
     return here < 0 ? NULL : PyLong_FromLongLong(answer);
@@ -552,15 +652,44 @@ static const form *form_for(const Writes *w, const goal *g, const signature *s) 
     return f;
 }
 
-static int64_t write_texels(Writes *w, const goal *g, const form *f, const void *data) {
-    uint64_t offset;
-    if (!find_room(w, f->nbytes, 16, &offset)) return (int64_t)f->nbytes;
+static planned plan_texels(const goal *g, const form *f) {
+    const Forms *forms = g->target->forms;
+    planned p = {.target = g->target,
+                 .nbytes = f->nbytes,
+                 .copy = {.kind = COPY_TO_TEXTURE,
+                          .aspect = 1,  // all
+                          .mip_level = g->level,
+                          .to = g->target->handle,
+                          .to_offset = forms->block_bytes,
+                          .size = forms->block_width | (uint64_t)forms->block_height << 32,
+                          .bytes_per_row = f->bytes_per_row,
+                          .rows_per_image = f->rows_per_image}};
+    memcpy(p.copy.origin, g->origin, sizeof g->origin);
+    memcpy(p.copy.extent, f->extent, sizeof f->extent);
+    return p;
+}
+
+static block block_from(const form *f, const void *data) {
     block b = f->block;
     b.from = (const uint8_t *)data + f->from;
-    b.to = w->address + offset;
-    block_copy_share(&b, UINT64_MAX / 2, 0);
-    record_texels(w, g->target, offset, g->level, g->origin, f);
-    take_room(w, offset, f->nbytes);
+    return b;
+}
+
+// Its copy, and where its bytes are to go: false: there is no room.
+static bool place_texels(Writes *w, const planned *p, block *b) {
+    uint64_t offset;
+    if (!find_room(w, p->nbytes, 16, &offset)) return false;
+    b->to = w->address + offset;
+    record_texels(w, p->target, offset, &p->copy);
+    take_room(w, offset, p->nbytes);
+    return true;
+}
+
+static int64_t write_texels(Writes *w, const goal *g, const form *f, const void *data) {
+    planned p = plan_texels(g, f);
+    block b = block_from(f, data);
+    if (!place_texels(w, &p, &b)) return (int64_t)f->nbytes;
+    block_copy(&b);
     return WRITTEN;
 }
 
@@ -572,12 +701,12 @@ static PyObject *Writes_texture(PyObject *self, PyObject *const *args, Py_ssize_
     goal g;
     if (!is_certain(w, args[1]) || !read_goal(w, args[0], &g)) return PyLong_FromLong(UNKNOWN);
     int here = is_here(w);
-    Py_buffer data;
+    content data;
     if (here > 0 && open_data(args[1], &data)) {
         signature s;
         const form *f = sign(&s, Py_TYPE(args[1]), &data, 0, args[2], args[3]) ? form_for(w, &g, &s) : NULL;
-        if (f) answer = write_texels(w, &g, f, data.buf);
-        PyBuffer_Release(&data);
+        if (f) answer = write_texels(w, &g, f, data.view.buf);
+        PyBuffer_Release(&data.view);
     }
     Py_DECREF(g.target);
     return here < 0 ? NULL : PyLong_FromLongLong(answer);
@@ -609,47 +738,82 @@ static PyObject *Writes_buffers(PyObject *self, PyObject *args) {
     return here < 0 ? NULL : PyLong_FromSsize_t(first);
 }
 
-// The texels of one of many writes: an item of a list, or of the first axis of an array. A first that is not simple: NULL.
-static const form *form_of_item(Writes *w, const goal *g, PyObject *data, Py_buffer *view, bool is_list, signature *s) {
-    if (!is_list) return form_for(w, g, s);
-    if (!is_certain(w, data) || !open_data(data, view)) {
-        view->obj = NULL;
-        return NULL;
+// Those of a list, each with a form of its own. Returns the first that is not known to be right.
+static Py_ssize_t plan_list(Writes *w, Plan *plan, PyObject *destinations, PyObject *data, Py_ssize_t first, Py_ssize_t last) {
+    bool going = last <= PyList_Size(data);
+    for (; going && first < last; first += going) {
+        goal g;
+        content found;
+        signature s;
+        PyObject *item = PyList_GetItem(data, first);
+        if (!read_goal(w, PyList_GetItem(destinations, first), &g)) break;
+        const form *f = NULL;
+        going = is_certain(w, item) && open_data(item, &found);
+        if (going && sign(&s, Py_TYPE(item), &found, 0, Py_None, Py_None)) f = form_for(w, &g, &s);
+        if (f) {
+            planned p = plan_texels(&g, f);
+            block b = block_from(f, found.view.buf);
+            plan_write(plan, &p, &b);
+            keep_view(plan, &found.view);
+            continue;
+        }
+        if (going) PyBuffer_Release(&found.view);
+        Py_DECREF(g.target);
+        break;
     }
-    return sign(s, Py_TYPE(data), view, 0, Py_None, Py_None) ? form_for(w, g, s) : NULL;
+    return first;
 }
 
-// (list of destinations, list of data or array of them, first, most bytes, dry): returns the first that is not done; dry:
-// that is not known to be right.
-static PyObject *Writes_textures(PyObject *self, PyObject *args) {
-    Writes *w = (Writes *)self;
-    PyObject *destinations, *data;
-    Py_ssize_t first;
-    unsigned long long most;
-    int dry;
-    if (!PyArg_ParseTuple(args, "O!OnKp:textures", &PyList_Type, &destinations, &data, &first, &most, &dry)) return NULL;
-    bool is_list = Py_IS_TYPE(data, &PyList_Type), going = true;
+// Likewise those along the first axis of an array.
+static Py_ssize_t plan_array(Writes *w, Plan *plan, PyObject *destinations, PyObject *data, Py_ssize_t first, Py_ssize_t last) {
+    content found;
     signature s;
-    Py_buffer whole = {0}, item = {0};
-    int here = is_here(w);
-    if (here <= 0) return here < 0 ? NULL : PyLong_FromSsize_t(first);
-    if (!is_list) {
-        if (!is_certain(w, data) || !open_data(data, &whole)) return PyLong_FromSsize_t(first);
-        going = sign(&s, Py_TYPE(data), &whole, 1, Py_None, Py_None);
-    }
-    uint64_t end = w->used + most;
-    for (; going && first < PyList_Size(destinations) && (dry || w->used < end); first += going) {
+    if (!is_certain(w, data) || !open_data(data, &found)) return first;
+    const Py_buffer *view = &found.view;
+    bool going = sign(&s, Py_TYPE(data), &found, 1, Py_None, Py_None) && last <= view->shape[0];
+    for (; going && first < last; first++) {
         goal g;
-        if (is_list ? first >= PyList_Size(data) : first >= whole.shape[0]) break;
         if (!read_goal(w, PyList_GetItem(destinations, first), &g)) break;
-        item.obj = NULL;
-        const form *f = form_of_item(w, &g, is_list ? PyList_GetItem(data, first) : NULL, &item, is_list, &s);
-        const char *from = is_list ? item.buf : (const char *)whole.buf + first * (whole.len / whole.shape[0]);
-        going = f && (dry || write_texels(w, &g, f, from) == WRITTEN);
-        if (item.obj) PyBuffer_Release(&item);
-        Py_DECREF(g.target);
+        const form *f = form_for(w, &g, &s);
+        if (!f) {
+            Py_DECREF(g.target);
+            break;
+        }
+        planned p = plan_texels(&g, f);
+        block b = block_from(f, (const char *)view->buf + first * (view->len / view->shape[0]));
+        plan_write(plan, &p, &b);
     }
-    if (whole.obj) PyBuffer_Release(&whole);
+    keep_view(plan, view);
+    return first;
+}
+
+// (plan, list of destinations, list of data or array of them, last): adds those from the plan's length on. Returns its
+// length; less than `last`: the next is not known to be right.
+static PyObject *Writes_plan(PyObject *self, PyObject *args) {
+    PyObject *plan, *destinations, *data;
+    Py_ssize_t last;
+    if (!PyArg_ParseTuple(args, "O!O!On:plan", plan_type, &plan, &PyList_Type, &destinations, &data, &last)) return NULL;
+    if (last > PyList_Size(destinations)) last = PyList_Size(destinations);
+    Py_ssize_t first = ((Plan *)plan)->count;
+    first = (Py_IS_TYPE(data, &PyList_Type) ? plan_list : plan_array)((Writes *)self, (Plan *)plan, destinations, data, first, last);
+    return PyLong_FromSsize_t(first);
+}
+
+// (plan, first, last, now): records them, and copies their texels now, or leaves that to `Carrier.copy_plan`. Returns the
+// first that is not recorded.
+static PyObject *Writes_record(PyObject *self, PyObject *args) {
+    Writes *w = (Writes *)self;
+    PyObject *object;
+    Py_ssize_t first, last;
+    int now;
+    if (!PyArg_ParseTuple(args, "O!nnp:record", plan_type, &object, &first, &last, &now)) return NULL;
+    Plan *plan = (Plan *)object;
+    int here = is_here(w);
+    if (here < 0) return NULL;
+    for (; here && first < last && first < plan->count; first++) {
+        if (!plan->writes[first].target || !place_texels(w, &plan->writes[first], &plan->blocks[first])) break;
+        if (now) block_copy(&plan->blocks[first]);
+    }
     return PyLong_FromSsize_t(first);
 }
 
@@ -660,8 +824,10 @@ static PyMethodDef Writes_methods[] = {
      "(buffer, offset, data, data offset, size): 0: done; else nothing is: -1: unknown; or so many bytes of room are lacking."},
     {"texture", (PyCFunction)(void (*)(void))Writes_texture, METH_FASTCALL, "(destination, data, data layout, size): likewise."},
     {"buffers", Writes_buffers, METH_VARARGS, "(buffer, offsets, data, first, last): the first that is not done."},
-    {"textures", Writes_textures, METH_VARARGS,
-     "(destinations, data, first, most bytes, dry): the first that is not done; dry: that is not known to be right."},
+    {"plan", Writes_plan, METH_VARARGS,
+     "(plan, destinations, data, last): add those from its length on; returns its length then."},
+    {"record", Writes_record, METH_VARARGS,
+     "(plan, first, last, now): the first that is not recorded. Their texels are copied now, or by `Carrier.copy_plan`."},
     {0},
 };
 
@@ -677,7 +843,7 @@ static const struct {
     const char *text;
 } names[] = {{&known_name, "_aiostage_known"}, {&running_name, "is_running"}, {&texture_name, "texture"},
              {&origin_name, "origin"},         {&level_name, "mip_level"}, {&aspect_name, "aspect"},
-             {&offset_name, "offset"},         {&row_name, "bytes_per_row"}, {&rows_name, "rows_per_image"}};
+             {&offset_name, "offset"},         {&row_name, "bytes_per_row"}, {&rows_name, "rows_per_image"}, {&dtype_name, "dtype"}};
 
 static PyTypeObject *add_type(PyObject *module, PyType_Spec *spec) {
     PyObject *type = PyType_FromModuleAndSpec(module, spec, NULL);
@@ -690,5 +856,6 @@ int add_writes(PyObject *module) {
         if (!(*names[i].into = PyUnicode_InternFromString(names[i].text))) return -1;
     target_type = add_type(module, &Target_spec);
     forms_type = target_type ? add_type(module, &Forms_spec) : NULL;
-    return forms_type && add_type(module, &Writes_spec) ? 0 : -1;
+    plan_type = forms_type ? add_type(module, &Plan_spec) : NULL;
+    return plan_type && add_type(module, &Writes_spec) ? 0 : -1;
 }

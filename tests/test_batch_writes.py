@@ -24,6 +24,7 @@ from aiostage.carrier.departure import copy_at
 from aiostage.data.copies import BufferCopy, SmallCopies
 
 KiB = 1024
+MiB = 1024 * KiB
 OpenRing = Callable[..., Any]
 Target = Callable[[int], Any]
 
@@ -178,7 +179,7 @@ async def test_any_order_of_writes_arrives_in_order(
     """Native writes and others, one by one and many at once, to few destinations through a ring that is too small."""
     rng, pick = np.random.default_rng(seed), random.Random(seed)
     ring = await open_ring(
-        ring_count=pick.choice((1, 3)), buffer_size=4 * KiB, inline_size=pick.choice((512, 256 * KiB))
+        ring_count=pick.choice((1, 3)), buffer_size=4 * KiB, inline_size=pick.choice((512, 2 * KiB, 256 * KiB))
     )
     buffers = [target(2 * KiB) for _ in range(3)]
     expected = [np.zeros(2 * KiB, np.uint8) for _ in buffers]
@@ -590,3 +591,56 @@ async def test_one_bad_texture_leaves_nothing_of_many(device: wgpu.GPUDevice, op
         with pytest.raises(TypeError, match="write 1: "):
             await batch.write_textures([good, good], [tile, [1, 2]])
         assert ring.stats_nowait().allocations_total == 0
+
+
+def tiles_of(texture: Any, rng: np.random.Generator) -> tuple[list[dict[str, Any]], Any, Any]:
+    """256 places in a texture of 256 × 256 texels, their content, and what all of it looks like."""
+    places = [{"texture": texture, "origin": (16 * (i % 16), 16 * (i // 16), 0)} for i in range(256)]
+    tiles = rng.integers(0, 256, (256, 16, 16, 4), np.uint8)
+    return places, tiles, tiles.reshape(16, 16, 16, 16, 4).swapaxes(1, 2).reshape(256, 256, 4).copy()
+
+
+@pytest.mark.parametrize("as_list", [True, False])
+async def test_threads_copy_many_textures_through_a_ring_that_is_too_small(
+    device: wgpu.GPUDevice, open_ring: OpenRing, rng: np.random.Generator, as_list: bool
+) -> None:
+    ring, texture = await open_ring(ring_count=2, buffer_size=64 * KiB), texture_of(device, (256, 256, 1))
+    for _ in range(3):
+        places, tiles, expected = tiles_of(texture, rng)
+        async with ring.batch() as batch:
+            await batch.write_textures(places, list(tiles) if as_list else tiles)
+            tiles[:] = 7  # they may be reused now
+        assert (read_texture(texture)[0].reshape(256, 256, 4) == expected).all()
+    assert ring.stats_nowait().allocations_total == 3 * 256
+
+
+async def test_who_is_cancelled_waits_for_the_threads_that_read_his_data(
+    device: wgpu.GPUDevice, open_ring: OpenRing, rng: np.random.Generator
+) -> None:
+    ring, texture = await open_ring(buffer_size=2 * MiB), texture_of(device, (256, 256, 1))
+    places, tiles, _ = tiles_of(texture, rng)
+    begun, alive = [], [weakref.ref(tiles)]
+    carry_out = ring._engine.carry_out
+
+    def noted(*args: Any) -> None:
+        begun.append(args)
+        carry_out(*args)
+        task.cancel()
+
+    async def write(tiles: Any) -> None:
+        async with ring.batch() as batch:
+            await batch.write_textures(places, tiles)
+            begun.clear()
+            ring._engine.carry_out = noted
+            await batch.write_textures(places, tiles)
+
+    task = asyncio.create_task(write(tiles))
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert len(begun) == 1
+    assert not any(buffer.load.jobs for buffer in ring._engine.shelf.all if buffer.load is not None)
+    await ring.write_buffer(device.create_buffer(size=4, usage=wgpu.BufferUsage.COPY_DST), 0, b"1234")
+    begun.clear()
+    del tiles, task
+    gc.collect()
+    assert alive[0]() is None

@@ -104,6 +104,13 @@ class Carrier:
         self._go_on()
         return job
 
+    def copy_plan(self, plan: native.Plan, first: int, last: int, ended: Ended) -> int:
+        """Copy the texels of writes that were recorded. :returns: the job, as `copy` does."""
+        job = self._native.copy_plan(plan, first, last, True)
+        self._jobs[job] = ended
+        self._go_on()
+        return job
+
     def cancel(self, job: int) -> bool:
         """Whether it had not begun, and never will; its end is told of all the same."""
         return self._native.cancel(job)

@@ -39,7 +39,7 @@ from ..errors import (
 from ..events import DEBUG, event, logger, report
 from ..gpu.protocol import Native
 from ..loop import LoopPort
-from ..native import Writes
+from ..native import Plan, Writes
 from . import policy
 from .buffer import NO_TASK, BufferState, Load, Place, Shelf, StagingBuffer, State
 from .demand import Demand
@@ -223,6 +223,14 @@ class Engine:
         writes.lend(buffer.address, offset, buffer.size, self.native.handle(buffer.handle))
         lane.writes = writes, buffer
         return True
+
+    def carry_out(self, lane: Lane, plan: Plan, first: int, last: int, ended: Ended) -> None:
+        """Have threads copy what the lane's `writes` have just recorded; what departs waits for them."""
+        assert lane.writes is not None
+        _, buffer = lane.writes
+        load = buffer.load
+        job = self.carrier.copy_plan(plan, first, last, partial(self._filled, buffer, load, ended))
+        load.jobs[job] = None
 
     def collect(self, lane: Lane) -> None:
         """Have what was written so far be like all else, and nothing lent. Whoever looks at the lane, or at what is in

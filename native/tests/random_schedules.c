@@ -22,7 +22,7 @@ enum { BUFFERS = 6, TARGETS = 6, LANES = 5, MOST = 400, MOST_COPIES = 8, MOST_AL
 enum { SMALL = 64, LARGE = 1400000 };  // bytes of a copy; large ones have two shares
 enum { MOST_WHOLES = 60, MOST_PIECES = 64, MOST_RINGS = 2 };
 enum { COMING, HERE, GOING, LENT, DEAD };  // a staging buffer
-enum { WRITTEN, COPIED, STRIDED, READ, READ_SHORT, READ_WRONG, EMPTY, WAYS };
+enum { WRITTEN, COPIED, STRIDED, SCATTERED, READ, READ_SHORT, READ_WRONG, EMPTY, WAYS };
 static const uint64_t MAGIC = 0xC0FFEE0000000000;        // of the first word of a copy, with its number
 static const uint64_t WHOLE_MAGIC = 0xFADE000000000000;  // of every word of an upload, with its number, and the word's
 
@@ -601,7 +601,9 @@ static void start_task(world *w, copy *p, int way, unsigned buffer) {
     uint8_t *to = p->from->memory + p->offset;
     bool rings = draw(2);
     task *t = &w->tasks[w->task_count++];
-    *t = (task){.owner = calloc(1, way == STRIDED ? 3 * p->size : p->size), .buffer = buffer};
+    uint64_t words = p->size / 8;
+    *t = (task){.owner = calloc(1, way == STRIDED ? 3 * p->size : p->size + (way == SCATTERED ? words * sizeof(block) : 0)),
+                .buffer = buffer};
     t->fails = way == READ_WRONG || way == READ_SHORT;
     if (way == COPIED || way == STRIDED) {
         uint64_t between = way == STRIDED ? 24 : 8;
@@ -610,6 +612,12 @@ static void start_task(world *w, copy *p, int way, unsigned buffer) {
                    .from_step = {(int64_t)between}};
         block_simplify(&b);
         t->id = carrier_copy_block(w->c, &b, t->owner, rings);
+    } else if (way == SCATTERED) {  // many small ones, the last first
+        write_words(t->owner, number, p->size, 8);
+        block *blocks = (block *)((uint8_t *)t->owner + p->size);
+        for (uint64_t i = 0; i < words; i++)
+            blocks[words - 1 - i] = (block){.to = to + 8 * i, .from = (uint8_t *)t->owner + 8 * i, .run = 8};
+        t->id = carrier_copy_blocks(w->c, blocks, words, draw(2) ? p->size : p->size << 20, t->owner, rings);
     } else if (way == EMPTY) {
         write_words(to, number, p->size, 8);
         t->id = carrier_read_file(w->c, to, file, 0, 0, t->owner, rings);
