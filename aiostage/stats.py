@@ -98,7 +98,7 @@ def snapshot(engine: Engine, ring_count: int, buffer_size: int, budget: MemoryBu
         sealed_bytes=demand.sealed + lent.sealed_bytes,
         sealed_most=max(demand.most, lent.sealed_most),
         seals_cramped=min(demand.cramped, demand.seals) + lent.cramped,
-        peak_demand=demand.peak_now(),
+        peak_demand=max(demand.peak_now(), lent.most_wanted),
         peak_buffers=max(ring_count - demand.least_free, lent.most_used),
         budget_used=0 if budget is None else budget.used,
         budget_limit=0 if budget is None else budget.limit,

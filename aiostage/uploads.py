@@ -23,6 +23,7 @@ from .engine.submission import Submission
 from .errors import AllocationClosed, afresh
 from .native import Plan
 from .threads import run_sync
+from .writes import know_buffer
 
 
 async def cut_bytes(
@@ -93,6 +94,8 @@ def begin_bytes(engine: Engine, buffer: Any, buffer_offset: Any, data: Any) -> U
 
     :raises InvalidCopy:
     """
+    if (upload := engine.upload_known(buffer, buffer_offset, data)) is not None:
+        return upload
     if type(data) is np.ndarray:
         nbytes = data.nbytes if data.flags.c_contiguous and data.dtype.kind in "uifc" else 0
     else:
@@ -101,7 +104,9 @@ def begin_bytes(engine: Engine, buffer: Any, buffer_offset: Any, data: Any) -> U
         return None
     buffer, buffer_offset, pin = check_buffer_copy(buffer, buffer_offset, nbytes, engine.native)
     copy = BufferCopy(None, 0, buffer, buffer_offset, nbytes, pin)
-    return engine.upload(Whole(data, [Part(copy, 0, nbytes, (), (), (), 0)]), nbytes)
+    if pin is None:
+        know_buffer(engine, buffer, data)
+    return engine.upload(Whole(data, [Part(copy, 0, nbytes, (), (), (), 0)]))
 
 
 def begin_texels(engine: Engine, destination: Any, data: Any, data_layout: Any, size: Any) -> Upload | None:
@@ -114,14 +119,14 @@ def begin_texels(engine: Engine, destination: Any, data: Any, data_layout: Any, 
     found = known.look_up(engine.native, engine.buffer_size, destination, data, size)
     if found is None or found.nbytes <= engine.inline_size:
         return None
-    return engine.upload(found.whole(destination["texture"], data), found.nbytes)
+    return engine.upload(found.whole(destination["texture"], data))
 
 
 async def write_now(engine: Engine, cut: Cut) -> Any:
     """Write, and wait until all of it was submitted. Returns the fence of the last submit."""
     is_large = cut.nbytes > engine.inline_size or (cut.nbytes > 0 and engine.lending.goes_to(cut.destination))
     if is_large and (whole := cut.whole()) is not None:
-        return await carried(engine, engine.upload(whole, cut.nbytes))
+        return await carried(engine, engine.upload(whole))
     filling = await write(engine, engine.uploads, cut.pieces)
     return filling.fence or engine.timeline.insert()
 
@@ -133,20 +138,20 @@ async def write_texels_now(engine: Engine, destination: Any, data: Any, data_lay
         return await write_now(engine, cut)
     if data_layout is None:
         known.note(engine.native, engine.buffer_size, destination, data, size, cut.nbytes, whole)
-    return await carried(engine, engine.upload(whole, cut.nbytes))
+    return await carried(engine, engine.upload(whole))
 
 
 async def carried(engine: Engine, upload: Upload) -> Any:
     """The fence of a whole upload, when all was submitted. Cancelled, it ends when what was begun is submitted."""
     try:
-        while not upload.is_over:
+        while upload.value is None and upload.error is None:  # as `is_over`, without a call
             upload.event = engine.port.signal()
             if engine.may_stall:
                 await _wait_patiently(engine, upload)
             else:
                 await upload.event.wait()
     finally:
-        if not upload.is_over:
+        if upload.value is None and upload.error is None:
             engine.cancel(upload)
             await waiting.wait_out(lambda: upload.is_over, partial(_ended, engine, upload))
     if upload.error is not None:

@@ -111,6 +111,7 @@ typedef struct upload upload;
 typedef struct {
     uint32_t lent, idle, most_used;  // buffers
     uint64_t pieces, bytes, in_flight;
+    uint64_t wanted, most_wanted;  // bytes of uploads that have not ended
     uint64_t seals, sealed_bytes, sealed_most, cramped;  // as `StagingStats` has them, and the rest
     uint64_t stalls, waiting;
     double stall_seconds;
@@ -127,6 +128,7 @@ int carrier_lent_state(carrier *, uint32_t buffer);
 // All pieces go to one destination, those to a buffer cut into `most` bytes. → its number, 0: the epoch has changed
 uint64_t carrier_upload(carrier *, ring *, const carrier_piece *, uint32_t count, uint64_t most, const void *data, void *owner,
                         uint64_t epoch);
+bool carrier_goes_to(carrier *, gpu_handle to);           // an upload that has not ended
 void carrier_cancel_upload(carrier *, uint64_t upload);  // of what has not begun; of one that was taken nothing is left
 void *carrier_take_upload(carrier *, uint64_t upload);   // → its owner; of one whose end was taken
 void carrier_poll_soon(carrier *);

@@ -326,8 +326,8 @@ static PyObject *Carrier_ring_counts(PyObject *self, PyObject *number) {
     ring *r;
     if (!address_of(number, &r)) return NULL;
     carrier_ring_counts n = carrier_count_ring(c, r);
-    return Py_BuildValue("IIIKKKKKKKKKd", n.lent, n.idle, n.most_used, n.pieces, n.bytes, n.in_flight, n.seals, n.sealed_bytes,
-                         n.sealed_most, n.cramped, n.stalls, n.waiting, n.stall_seconds);
+    return Py_BuildValue("IIIKKKKKKKKKKKd", n.lent, n.idle, n.most_used, n.pieces, n.bytes, n.in_flight, n.wanted, n.most_wanted,
+                         n.seals, n.sealed_bytes, n.sealed_most, n.cramped, n.stalls, n.waiting, n.stall_seconds);
 }
 
 static PyObject *Carrier_lent_state(PyObject *self, PyObject *number) {
@@ -367,6 +367,33 @@ static PyObject *Carrier_upload_bytes(PyObject *self, PyObject *args) {
     uint64_t upload = carrier_upload(c, (ring *)(uintptr_t)at, &piece, 1, most, owner->buf, owner, epoch);
     if (!upload) release_owner(owner);
     return PyLong_FromUnsignedLongLong(upload);
+}
+
+static PyObject *Carrier_upload_known(PyObject *self, PyObject *const *args, Py_ssize_t count) {
+    SELF;
+    ring *r;
+    known_write w;
+    if (count != 7) return PyErr_Format(PyExc_TypeError, "upload_known takes 7 arguments");
+    uint64_t least = PyLong_AsUnsignedLongLong(args[5]), most = PyLong_AsUnsignedLongLong(args[6]);
+    if (PyErr_Occurred() || !address_of(args[0], &r)) return NULL;
+    int known = open_known(&w, (uint64_t)(uintptr_t)c->device, least, args[1], args[2], args[3], args[4]);
+    if (known <= 0) return PyLong_FromLong(known);
+    Py_buffer *owner = malloc(sizeof *owner);
+    if (!owner) return PyErr_NoMemory();
+    *owner = w.data;
+    uint64_t nbytes = (uint64_t)owner->len;
+    carrier_piece piece = {.nbytes = nbytes, .run = nbytes,
+                           .copy = {.kind = COPY_TO_BUFFER, .to = w.handle, .to_offset = w.offset, .size = nbytes}};
+    uint64_t upload = carrier_upload(c, r, &piece, 1, most, owner->buf, owner, w.epoch);
+    if (!upload) release_owner(owner);
+    return upload ? PyLong_FromUnsignedLongLong(upload) : PyLong_FromLong(STALE);
+}
+
+static PyObject *Carrier_goes_to(PyObject *self, PyObject *number) {
+    SELF;
+    gpu_handle to;
+    if (!address_of(number, &to)) return NULL;
+    return PyBool_FromLong(carrier_goes_to(c, to));
 }
 
 static PyObject *Carrier_cancel_upload(PyObject *self, PyObject *number) {
@@ -471,6 +498,10 @@ static PyMethodDef Carrier_methods[] = {
     {"upload", Carrier_upload, METH_VARARGS, "(ring, data, pieces, most, epoch) → upload; 0: something is gone since the epoch."},
     {"upload_bytes", Carrier_upload_bytes, METH_VARARGS,
      "(ring, contiguous data, start, bytes, buffer, offset, most, epoch) → upload, likewise."},
+    {"upload_known", (PyCFunction)(void (*)(void))Carrier_upload_known, METH_FASTCALL,
+     "(ring, buffer, offset, data, types, least, most) → upload, of more bytes than `least`. 0: Python decides. STALE: it\n"
+     "is to find out whether the buffer is usable still."},
+    {"goes_to", Carrier_goes_to, METH_O, "Whether an upload to this handle has not ended."},
     {"cancel_upload", Carrier_cancel_upload, METH_O, "Begin no more of it."},
     {"depart", Carrier_depart, METH_VARARGS,
      "(lane, is urgent, is mark, buffers, copies, command buffers, jobs, epoch) → serial; 0: something is gone since the epoch."},
@@ -616,6 +647,8 @@ static PyMethodDef module_methods[] = {
     {"note_error", module_note_error, METH_O, "An error of wgpu's in this thread; whether the carrier made the call."},
     {"functions", module_functions, METH_NOARGS, "What a carrier calls: (name, type) each."},
     {"layouts", module_layouts, METH_NOARGS, "What it takes for granted: (name, offset or value, size) each."},
+    {"know_usable", know_usable, METH_VARARGS, "(buffer, epoch): it was neither destroyed nor mapped in this epoch."},
+    {"name_handle", name_handle, METH_O, "The attribute that is None when a resource was released."},
     {"know_buffer", know_buffer, METH_VARARGS, "(buffer, device, handle, size): it may be written to."},
     {"know_texture", know_texture, METH_VARARGS,
      "(texture, device, handle, forms, mip level, (width, height, layers) of its blocks): it may be written to."},
@@ -637,7 +670,7 @@ static int module_exec(PyObject *module) {
     } constants[] = {{"JOB", END_JOB},         {"LEFT_OUT", END_LEFT_OUT}, {"MADE", END_MADE},     {"BACK", END_BACK},
                      {"REACHED", END_REACHED}, {"LOST", END_LOST},         {"POLLED", END_POLLED}, {"COPY", STEP_COPY},     {"PIECE", STEP_PIECE},
                      {"DEPART", STEP_DEPART},  {"POLL", STEP_POLL},        {"UPLOAD", END_UPLOAD}, {"LENT_IDLE", LENT_IDLE},
-                     {"LENT_FILLING", LENT_FILLING}, {"LENT_AWAY", LENT_AWAY}};
+                     {"LENT_FILLING", LENT_FILLING}, {"LENT_AWAY", LENT_AWAY}, {"STALE", STALE}};
     for (size_t i = 0; !failed && i < sizeof constants / sizeof *constants; i++)
         failed = PyModule_AddIntConstant(module, constants[i].name, constants[i].value);
     return failed ? failed : add_writes(module);

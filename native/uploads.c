@@ -21,6 +21,7 @@ struct upload {
     uint64_t start[3], end[3];  // of where it goes: bytes, or texels
     bool may_clash;             // an older one goes there as well
     uint32_t count, begun, ended;  // pieces
+    uint64_t nbytes;               // of staging memory
     int32_t status;
     char *why;
     char *gone;       // why nothing may go there any more: not what is being copied either
@@ -186,6 +187,7 @@ static void resume(ring *r, upload *u) {
 }
 
 static void end_upload(carrier *c, upload *u) {
+    u->ring->counts.wanted -= u->nbytes;
     tell(c, END_UPLOAD, u->status, u->number, u->serial, u->why, true);
     for (departure *d = c->departures; d; d = d->next)
         if (d->serial == u->serial) d->is_told = true;
@@ -364,6 +366,12 @@ static void note_place(upload *u, const carrier_copy *copy) {
     }
 }
 
+static void take_part(carrier_piece *p, uint64_t start, uint64_t most) {
+    p->from += (int64_t)start;
+    p->copy.to_offset += start;
+    p->nbytes = p->run = p->copy.size = p->nbytes - start < most ? p->nbytes - start : most;
+}
+
 static upload *make_upload(ring *r, const carrier_piece *given, uint32_t count, uint64_t most) {
     uint32_t total = 0;
     for (uint32_t i = 0; i < count; i++) total += parts_of(&given[i], most);
@@ -378,11 +386,8 @@ static upload *make_upload(ring *r, const carrier_piece *given, uint32_t count, 
         for (uint32_t k = 0; k < parts; k++) {
             carrier_piece *p = &u->pieces[u->count++];
             *p = given[i];
-            if (parts == 1) continue;
-            uint64_t start = k * most;
-            p->from += (int64_t)start;
-            p->copy.to_offset += start;
-            p->nbytes = p->run = p->copy.size = p->nbytes - start < most ? p->nbytes - start : most;
+            if (parts > 1) take_part(p, k * most, most);
+            u->nbytes += p->nbytes;
         }
     }
     return u;
@@ -412,6 +417,7 @@ static void free_upload(carrier *c, upload *u) {
 uint64_t carrier_upload(carrier *c, ring *r, const carrier_piece *pieces, uint32_t count, uint64_t most, const void *data,
                         void *owner, uint64_t checked_at) {
     uint64_t number = 0;
+    bool wakes = false;
     upload *u = make_upload(r, pieces, count, most);
     u->data = data;
     u->owner = owner;
@@ -428,13 +434,24 @@ uint64_t carrier_upload(carrier *c, ring *r, const carrier_piece *pieces, uint32
         for (upload *older = u->after; older; older = older->after)
             u->may_clash |= older->ended < older->count && overlaps(u, older);
         push(r, u);
+        r->counts.wanted += u->nbytes;
+        if (r->counts.wanted > r->counts.most_wanted) r->counts.most_wanted = r->counts.wanted;
         if (c->lost) drop_rest(c, u, UPLOAD_LOST, NULL);
-        else wake_copiers(c, 1);
+        else wakes = c->idle_copiers > 0;
         mutex_unlock(&c->lock);
     }
     fate_unlock();
+    if (wakes) condition_wake(&c->work);  // who needs none of the locks any more
     if (!number) free_upload(c, u);
     return number;
+}
+
+bool carrier_goes_to(carrier *c, gpu_handle to) {
+    bool found = false;
+    mutex_lock(&c->lock);
+    for (const upload *u = c->uploads; u && !found; u = u->after) found = u->to == to && u->ended < u->count;
+    mutex_unlock(&c->lock);
+    return found;
 }
 
 void carrier_cancel_upload(carrier *c, uint64_t number) {

@@ -18,7 +18,7 @@ enum { MOST_LEVELS = 16, MOST_FORMS = 32, MOST_DTYPES = 32 };
 
 static PyTypeObject *target_type, *forms_type, *plan_type;
 static PyObject *known_name, *running_name, *texture_name, *origin_name, *level_name, *aspect_name, *offset_name, *row_name,
-    *rows_name, *dtype_name;
+    *rows_name, *dtype_name, *handle_name;
 
 // -- what is known --
 
@@ -53,6 +53,7 @@ typedef struct {
     PyObject *of;  // borrowed: it holds this
     uint64_t device, handle;
     uint64_t size;  // of a buffer
+    uint64_t usable_at;  // the epoch in which it was found so
     Forms *forms;   // of a texture; NULL: a buffer
     uint32_t levels[MOST_LEVELS][3];  // in texels of whole blocks, of the mip levels that are known
     uint64_t lending;                 // where its newest record is, if that is the present one
@@ -93,6 +94,7 @@ static Target *target_to_know(PyObject *resource, uint64_t device, uint64_t hand
         t->of = resource;
         t->device = device;
         t->handle = handle;
+        t->usable_at = UINT64_MAX;  // in none yet
     }
     return t;
 }
@@ -232,6 +234,24 @@ PyObject *know_buffer(PyObject *module, PyObject *args) {
     if (t) t->size = size;
     else PyErr_Clear();  // it takes no attributes
     Py_DecRef((PyObject *)t);
+    Py_RETURN_NONE;
+}
+
+PyObject *know_usable(PyObject *module, PyObject *args) {
+    (void)module;
+    PyObject *resource;
+    unsigned long long epoch;
+    if (!PyArg_ParseTuple(args, "OK:know_usable", &resource, &epoch)) return NULL;
+    Target *t = known_target(resource);
+    if (t) t->usable_at = epoch;
+    Py_DecRef((PyObject *)t);
+    Py_RETURN_NONE;
+}
+
+PyObject *name_handle(PyObject *module, PyObject *name) {
+    (void)module;
+    Py_DecRef(handle_name);
+    handle_name = Py_NewRef(name);
     Py_RETURN_NONE;
 }
 
@@ -574,10 +594,10 @@ static Target *target_of(Writes *w, PyObject *resource, bool is_texture) {
     return NULL;
 }
 
-static bool is_certain(Writes *w, PyObject *data) {
-    Py_ssize_t count = PyTuple_Size(w->types);
+static bool is_certain(PyObject *types, PyObject *data) {
+    Py_ssize_t count = PyTuple_Size(types);
     for (Py_ssize_t i = 0; i < count; i++)
-        if (Py_IS_TYPE(data, (PyTypeObject *)PyTuple_GetItem(w->types, i))) return true;
+        if (Py_IS_TYPE(data, (PyTypeObject *)PyTuple_GetItem(types, i))) return true;
     return false;
 }
 
@@ -585,6 +605,35 @@ static bool arguments(const char *name, Py_ssize_t given, Py_ssize_t wanted) {
     if (given == wanted) return true;
     PyErr_Format(PyExc_TypeError, "%s takes %zd arguments, not %zd", name, wanted, given);
     return false;
+}
+
+// -- large writes --
+
+static bool is_released(PyObject *resource) {
+    PyObject *handle = handle_name ? PyObject_GetAttr(resource, handle_name) : NULL;
+    bool released = handle && Py_IsNone(handle);
+    if (!handle) PyErr_Clear();
+    Py_DecRef(handle);
+    return released;
+}
+
+int open_known(known_write *w, uint64_t device, uint64_t least, PyObject *buffer, PyObject *offset, PyObject *data,
+               PyObject *types) {
+    w->epoch = carrier_epoch();
+    if (!PyTuple_Check(types) || !is_certain(types, data)) return 0;
+    Target *t = known_target(buffer);
+    if (!t) return 0;
+    content c;
+    int known = t->device == device && !t->forms && !is_released(buffer) && read_number(offset, &w->offset) && open_data(data, &c);
+    if (known) {
+        if ((uint64_t)c.view.len <= least || !fits(t, w->offset, (uint64_t)c.view.len)) known = 0;
+        else if (t->usable_at != w->epoch) known = STALE;
+        if (known <= 0) PyBuffer_Release(&c.view);
+    }
+    w->handle = t->handle;
+    if (known > 0) w->data = c.view;
+    Py_DECREF(t);
+    return known;
 }
 
 // -- one write --
@@ -606,7 +655,7 @@ static PyObject *Writes_buffer(PyObject *self, PyObject *const *args, Py_ssize_t
     uint64_t to_offset, data_offset;
     int64_t answer = UNKNOWN;
     if (!read_number(args[1], &to_offset) || !read_number(args[3], &data_offset) || data_offset || !Py_IsNone(args[4]) ||
-        !is_certain(w, args[2]))
+        !is_certain(w->types, args[2]))
         return PyLong_FromLong(UNKNOWN);
     Target *t = target_of(w, args[0], false);
     if (!t) return PyLong_FromLong(UNKNOWN);
@@ -699,7 +748,7 @@ static PyObject *Writes_texture(PyObject *self, PyObject *const *args, Py_ssize_
     Writes *w = (Writes *)self;
     int64_t answer = UNKNOWN;
     goal g;
-    if (!is_certain(w, args[1]) || !read_goal(w, args[0], &g)) return PyLong_FromLong(UNKNOWN);
+    if (!is_certain(w->types, args[1]) || !read_goal(w, args[0], &g)) return PyLong_FromLong(UNKNOWN);
     int here = is_here(w);
     content data;
     if (here > 0 && open_data(args[1], &data)) {
@@ -748,7 +797,7 @@ static Py_ssize_t plan_list(Writes *w, Plan *plan, PyObject *destinations, PyObj
         PyObject *item = PyList_GetItem(data, first);
         if (!read_goal(w, PyList_GetItem(destinations, first), &g)) break;
         const form *f = NULL;
-        going = is_certain(w, item) && open_data(item, &found);
+        going = is_certain(w->types, item) && open_data(item, &found);
         if (going && sign(&s, Py_TYPE(item), &found, 0, Py_None, Py_None)) f = form_for(w, &g, &s);
         if (f) {
             planned p = plan_texels(&g, f);
@@ -768,7 +817,7 @@ static Py_ssize_t plan_list(Writes *w, Plan *plan, PyObject *destinations, PyObj
 static Py_ssize_t plan_array(Writes *w, Plan *plan, PyObject *destinations, PyObject *data, Py_ssize_t first, Py_ssize_t last) {
     content found;
     signature s;
-    if (!is_certain(w, data) || !open_data(data, &found)) return first;
+    if (!is_certain(w->types, data) || !open_data(data, &found)) return first;
     const Py_buffer *view = &found.view;
     bool going = sign(&s, Py_TYPE(data), &found, 1, Py_None, Py_None) && last <= view->shape[0];
     for (; going && first < last; first++) {

@@ -619,7 +619,9 @@ async def test_who_is_cancelled_waits_for_the_threads_that_read_his_data(
 ) -> None:
     ring, texture = await open_ring(buffer_size=2 * MiB), texture_of(device, (256, 256, 1))
     places, tiles, _ = tiles_of(texture, rng)
-    begun, alive = [], [weakref.ref(tiles)]
+    begun: list[Any] = []
+    alive = weakref.ref(tiles)
+    task: Any = None
     carry_out = ring._engine.carry_out
 
     def noted(*args: Any) -> None:
@@ -643,4 +645,4 @@ async def test_who_is_cancelled_waits_for_the_threads_that_read_his_data(
     begun.clear()
     del tiles, task
     gc.collect()
-    assert alive[0]() is None
+    assert alive() is None

@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 from weakref import WeakMethod, finalize
 
 from .. import exits, native
-from ..data.copies import BufferCopy, Staged
+from ..data.arrays import WHOLE
+from ..data.copies import BufferCopy, Copy, Staged
 from ..data.pieces import Whole
 from ..errors import CannotStartThread, DeviceLost, InvalidCopy, StagingError
 from ..events import DEBUG, event, logger
@@ -22,7 +23,7 @@ from .departure import Departure, Source, copy_at, pack, pack_pieces
 Ended = Callable[[int, BaseException | None], object]
 """Called on the loop with a job and what went wrong with it, or None."""
 
-UploadEnded = Callable[[int, float, "BaseException | None"], object]
+UploadEnded = Callable[[Any, int, float, "Any"], object]
 """Called on the loop with the serial of its last submit (0: there was none), how many seconds ago that was made, and
 why not all of it was submitted, or None."""
 
@@ -31,6 +32,8 @@ _AT_ONCE = 4
 """Ends that the loop is told of in a turn: each wakes somebody for some 40 µs, and others want their turn."""
 
 _CANCELLED, _SHORT, _LEFT_OUT = -1, -2, -3
+_UPLOAD = native.UPLOAD
+_CERTAIN = tuple(WHOLE)
 
 
 class Carrier:
@@ -57,7 +60,7 @@ class Carrier:
         self._jobs: dict[int, Ended] = {}
         self._departures: dict[int, tuple[Departure, list[Staged]]] = {}
         self._buffers: dict[int, Callable[[int], object]] = {}
-        self._uploads: dict[int, tuple[Whole, UploadEnded]] = {}
+        self._uploads: dict[int, tuple[Whole | tuple[Any, int, Any], Any, UploadEnded]] = {}
         self._polled: list[Callable[[], object]] = []
         self._steps_here = False  # on the loop, at the interpreter's end
         # Without this carrier, or who has to call it some time would keep what a dead loop was told.
@@ -188,21 +191,45 @@ class Carrier:
         """`LENT_IDLE`, `LENT_FILLING` or `LENT_AWAY`."""
         return self._native.lent_state(buffer.number)
 
-    def upload(self, ring: int, whole: Whole, most: int, ended: UploadEnded) -> int:
-        """Cut it into pieces of at most `most` bytes, copy and submit them. Returns a number for it.
+    def upload(self, ring: int, whole: Whole, most: int, upload: Any, ended: UploadEnded) -> int:
+        """Cut it into pieces of at most `most` bytes, copy and submit them. Returns a number for it; `ended` is called
+        with `upload`, a serial or 0, how many seconds ago that was, and an error or None.
 
         :raises InvalidCopy: the destination was destroyed.
         """
         device, copy = self._device, whole.parts[0].copy
-        upload = 0
-        while not upload:
+        number = 0
+        while not number:
             epoch = native.epoch()
             if (reason := device.unusable(copy)) is not None:
                 raise InvalidCopy(f"{copy!r}: {reason}")
-            upload = self._post(ring, whole, most, epoch)
-        self._uploads[upload] = whole, ended
+            number = self._post(ring, whole, most, epoch)
+        if type(copy) is BufferCopy:
+            native.know_usable(copy.destination, epoch)
+        self._uploads[number] = whole, upload, ended
         self._go_on()
-        return upload
+        return number
+
+    def upload_known(
+        self, ring: int, buffer: Any, offset: int, data: Any, least: int, most: int, upload: Any, ended: UploadEnded
+    ) -> int:
+        """The same with more than `least` bytes for a buffer that was written to before. 0: it takes `upload`."""
+        number = self._native.upload_known(ring, buffer, offset, data, _CERTAIN, least, most)
+        while number == native.STALE:
+            epoch = native.epoch()
+            if self._device.unusable(BufferCopy(None, 0, buffer, 0, 0)) is not None:
+                return 0
+            native.know_usable(buffer, epoch)
+            number = self._native.upload_known(ring, buffer, offset, data, _CERTAIN, least, most)
+        if number:
+            self._uploads[number] = (buffer, offset, data), upload, ended
+            if exits.over:
+                self._go_on()
+        return number
+
+    def goes_to(self, destination: Any) -> bool:
+        """Whether an upload to it has not ended."""
+        return self._native.goes_to(self._device.handle(destination))
 
     def _post(self, ring: int, whole: Whole, most: int, epoch: int) -> int:
         part = whole.parts[0]
@@ -225,7 +252,10 @@ class Carrier:
         is_stepped = self._device.is_stepped  # then the clock is the test's
         for kind, status, number, value, ago, text in self._native.ends(most):
             try:
-                self._tell(kind, status, number, value, 0.0 if is_stepped else ago, text)
+                if kind == _UPLOAD:  # most of all
+                    self._end_upload(status, number, value, 0.0 if is_stepped else ago, text)
+                else:
+                    self._tell(kind, status, number, value, 0.0 if is_stepped else ago, text)
             except Exception as error:
                 self._port.complain(f"Exception in what a carrier told of {kind}", error)
 
@@ -235,8 +265,6 @@ class Carrier:
         elif kind == native.LEFT_OUT:
             departure, copies = self._departures[number]
             departure.fail(copy_at(copies, value), text or "")
-        elif kind == native.UPLOAD:
-            self._end_upload(status, number, value, ago, text)
         elif kind == native.MADE:
             self._made(*self._departures.pop(number), ago)
         elif kind == native.BACK:
@@ -263,19 +291,19 @@ class Carrier:
         departure.made(departure.failures)
 
     def _end_upload(self, status: int, number: int, serial: int, ago: float, text: str | None) -> None:
-        whole, ended = self._uploads.pop(number)
+        what, upload, ended = self._uploads.pop(number)
         error: BaseException | None = None
-        if status == 0:
-            self._device.note_use([part.copy for part in whole.parts])
-        elif status == _CANCELLED:
+        if status == _CANCELLED:
             error = StagingError("the upload was cancelled before all of it was submitted")
         elif status == _LEFT_OUT:
-            error = InvalidCopy(f"{whole.parts[0].copy!r}: {text}")
-        else:
+            error = InvalidCopy(f"{_first_copy(what)!r}: {text}")
+        elif status:
             error = DeviceLost(text or "the device was lost before the submit")
+        elif isinstance(what, Whole):
+            self._device.note_use([part.copy for part in what.parts])
         if logger.isEnabledFor(DEBUG):
             event("submitted", fence=serial, upload=number)
-        ended(serial, ago, error)
+        ended(upload, serial, ago, error)
 
     def _hear_of_loss(self, serial: int, text: str) -> None:
         error = DeviceLost(text if "lost" in text else f"the device was lost: {text}")
@@ -341,6 +369,8 @@ class RingCounts(NamedTuple):
     pieces: int = 0
     nbytes: int = 0
     in_flight: int = 0
+    wanted: int = 0
+    most_wanted: int = 0
     seals: int = 0
     sealed_bytes: int = 0
     sealed_most: int = 0
@@ -361,6 +391,13 @@ class Threads:
 
     def join(self, timeout: float | None = None) -> None:
         self._carrier.join(1e9 if timeout is None else timeout)
+
+
+def _first_copy(what: Whole | tuple[Any, int, Any]) -> Copy:
+    if isinstance(what, Whole):
+        return what.parts[0].copy
+    buffer, offset, data = what
+    return BufferCopy(None, 0, buffer, offset, memoryview(data).nbytes)
 
 
 def _nothing() -> None:

@@ -158,17 +158,21 @@ class Timeline(Generic[S]):
 
     def submitted(self, value: int, ago: float) -> S:
         """A fence for what was submitted so long ago, with this serial."""
-        self._value = max(self._value, value)
+        if value > self._value:
+            self._value = value
         is_newest = not self._pending or self._pending[-1].value < value
         fence = self._add(value) if is_newest and value > self.completed and self._lost is None else self.fence(value)
-        fence.inserted_at = min(fence.inserted_at, time.perf_counter() - ago)
+        at = time.perf_counter() - ago
+        if at < fence.inserted_at:
+            fence.inserted_at = at
         return fence
 
     def _add(self, value: int, fence: S | None = None) -> S:
         if fence is None:
             fence = self.make()
         fence.value = value
-        self._value = max(self._value, value)
+        if value > self._value:
+            self._value = value
         if not self._pending or self._pending[-1].value < value:
             self._pending.append(fence)
         else:

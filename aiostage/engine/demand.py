@@ -45,10 +45,6 @@ class Demand:
         self.cramped += count
         self.peak = max(self.peak, nbytes)
 
-    def wants(self, nbytes: int) -> None:
-        """So much is wanted by whole uploads."""
-        self.peak = max(self.peak, nbytes)
-
     def peak_now(self) -> int:
         """The peak, with what is going on now."""
         return max(self.peak, self.busy + self.waiting if self.away else 0)

@@ -297,29 +297,44 @@ class Engine:
         self._see_to_uploads()
 
     def _see_to_uploads(self) -> None:
+        if self.shelf.lent and not self.shelf.free:  # they have some, and there are no others
+            return
         if self.lending.see_to_buffers():
             self.reclaim()
 
     # -- whole uploads --
 
-    def upload(self, whole: Whole, nbytes: int) -> Upload:
+    def upload(self, whole: Whole) -> Upload:
         """Have the carrier copy and submit it, in pieces if need be.
 
         :raises InvalidCopy: its destination was destroyed.
         """
         if self.uploads.copies:
             self._flush()  # nothing overtakes what was written before
-        upload = self.lending.post(whole, nbytes, self.buffer_size, self._uploaded)
+        upload = self.lending.post(whole, self.buffer_size, self._uploaded)
         self._see_to_uploads()
-        self.demand.wants(self.lending.nbytes)
+        return upload
+
+    def upload_known(self, buffer: Any, offset: int, data: Any) -> Upload | None:
+        """The same with the most common: contiguous bytes for a buffer that was written to before. None: it takes
+        `upload`."""
+        if self.uploads.copies:  # which go before
+            return None
+        upload = self.lending.post_known(buffer, offset, data, self.inline_size, self.buffer_size, self._uploaded)
+        if upload is not None:
+            self._see_to_uploads()
         return upload
 
     def _uploaded(self, upload: Upload, fence: Any, error: StagingError | None) -> None:
         if error is not None and self.error is not None and not isinstance(error, InvalidCopy):
             error = self.error
         upload.end(fence, error)
-        self._serve()
-        self.changed()
+        if self.line.waiters or self._ways:
+            self._serve()
+        else:
+            self._see_to_uploads()
+        if self._change is not None:
+            self.changed()
 
     def state_of(self, buffer: StagingBuffer) -> BufferState:
         """Where it is in its life, also while the carrier has it."""

@@ -7,7 +7,6 @@ use, the next that comes back is his. Where the carrier has none, its uploads st
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -35,15 +34,18 @@ def _call(weak: WeakMethod[Callable[[], None]]) -> None:
         method()
 
 
+UploadEnded = Callable[["Upload", Any, "StagingError | None"], object]
+"""Called with a fence, an error, or both."""
+
+
 class Upload(Outcome[Any]):
     """A whole upload: over when all of it was submitted, with a fence; or when no more of it will be."""
 
-    __slots__ = ("nbytes", "number", "target")
+    __slots__ = ("ended", "number")
 
-    def __init__(self, nbytes: int, target: int) -> None:
+    def __init__(self, ended: UploadEnded) -> None:
         super().__init__()
-        self.target = target  # the id of its destination, which the carrier has until this is over
-        self.nbytes = nbytes
+        self.ended = ended  # is to end it, when the carrier has
         self.number = 0  # what the carrier calls it
 
     def look_again(self) -> None:
@@ -63,8 +65,6 @@ class Lending:
         self._asked = 0  # for how many buffers, at most
         self._waiter: Waiter | None = None  # of them all, while they have no buffer
         self.uploads: dict[Upload, None] = {}
-        self._targets: Counter[int] = Counter()  # their destinations, by id
-        self.nbytes = 0  # of them
         self.last: Any = None  # the newest fence of one
 
     @property
@@ -79,37 +79,42 @@ class Lending:
 
     # -- uploads --
 
-    def post(self, whole: Whole, nbytes: int, most: int, ended: Any) -> Upload:
-        """Begin one. `ended` is called with it. :raises InvalidCopy: its destination was destroyed."""
+    def post(self, whole: Whole, most: int, ended: UploadEnded) -> Upload:
+        """Begin one. :raises InvalidCopy: its destination was destroyed."""
         self._lend_free()  # before somebody looks for one
-        upload = Upload(nbytes, id(whole.parts[0].copy.destination))
-        upload.number = self._carrier.upload(self._ring, whole, most, partial(self._end, upload, ended))
+        upload = Upload(ended)
+        upload.number = self._carrier.upload(self._ring, whole, most, upload, self._end)
         self.uploads[upload] = None
-        self._targets[upload.target] += 1
-        self.nbytes += nbytes
+        return upload
+
+    def post_known(
+        self, buffer: Any, offset: int, data: Any, least: int, most: int, ended: UploadEnded
+    ) -> Upload | None:
+        """The same with more than `least` bytes for a buffer that was written to before. None: it takes `post`."""
+        upload = Upload(ended)
+        upload.number = self._carrier.upload_known(self._ring, buffer, offset, data, least, most, upload, self._end)
+        if not upload.number:
+            return None
+        self.uploads[upload] = None
         return upload
 
     def goes_to(self, destination: Any) -> bool:
         """Whether one is on its way there, which later ones must not overtake."""
-        return self._targets[id(destination)] > 0
+        return bool(self.uploads) and self._carrier.goes_to(destination)
 
     def cancel(self, upload: Upload) -> None:
         """Begin no more of it; it ends when what was begun is submitted."""
         self._carrier.cancel_upload(upload.number)
 
-    def _end(self, upload: Upload, ended: Any, serial: int, ago: float, error: StagingError | None) -> None:
+    def _end(self, upload: Upload, serial: int, ago: float, error: StagingError | None) -> None:
         del self.uploads[upload]
-        self._targets[upload.target] -= 1
-        if not self._targets[upload.target]:
-            del self._targets[upload.target]
-        self.nbytes -= upload.nbytes
         fence = self._timeline.submitted(serial, ago) if serial else None
         if fence is not None and (self.last is None or fence.value > self.last.value):
             self.last = fence
-        if not self.uploads and self._waiter is not None:
+        if self._waiter is not None and not self.uploads:
             self._line.leave(self._waiter)
             self._waiter = None
-        ended(upload, fence, error)
+        upload.ended(upload, fence, error)
 
     # -- buffers --
 

@@ -71,6 +71,9 @@ def _clear_errors() -> Iterator[None]:
         raise
 
 
+native.name_handle("_internal")  # of wgpu-py's objects
+
+
 class WgpuNative:
     """`Native` on wgpu-py's C functions."""
 
