@@ -28,8 +28,8 @@ UploadEnded = Callable[[Any, int, float, "Any"], object]
 why not all of it was submitted, or None."""
 
 _ALL = 1 << 30
-_AT_ONCE = 4
-"""Ends that the loop is told of in a turn: each wakes somebody for some 40 µs, and others want their turn."""
+_AT_ONCE = 2
+"""Ends that the loop is told of in a turn: each wakes somebody for some 30 µs, and others want their turn."""
 
 _CANCELLED, _SHORT, _LEFT_OUT = -1, -2, -3
 _UPLOAD = native.UPLOAD
