@@ -275,10 +275,16 @@ class WatchedEngine(Engine):
         super().fill(place, copy, runs, ended, rings)
         model.given = None
 
-    def upload(self, whole: Any, nbytes: int) -> Any:
+    def upload_known(self, buffer: Any, offset: int, data: Any) -> Any:
+        upload = super().upload_known(buffer, offset, data)
+        if upload is not None:
+            self.model.carried[upload.number] = self.model.user_here().writing
+        return upload
+
+    def upload(self, whole: Any) -> Any:
         write = self.model.user_here().writing
         try:
-            upload = super().upload(whole, nbytes)
+            upload = super().upload(whole)
         except aiostage.InvalidCopy:
             write.refused = write.count
             raise

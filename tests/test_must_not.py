@@ -415,13 +415,20 @@ def children_destroy_what_is_their_parents(box: Sandbox, seed: int) -> None:
 
 # -- playing them --
 
+# A device that is lost between the look right before a submit and the submit: docs/misuse.md. It happens once in some
+# hundred runs on a busy machine, where wgpu waits for the interpreter in between, to log; not three times in a row.
+LOST_IN_A_SUBMIT = ("Error in wgpuQueueSubmit", "Parent device is lost")
+
 
 @pytest.mark.parametrize(("name", "seed", "logged"), [*runs()])
 def test_it_does_not(name: str, seed: int, logged: bool) -> None:
     paths = [str(Path(__file__).parents[1]), *sys.path]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "PYTHONWARNINGS": "ignore"}
     command = [sys.executable, "-X", "faulthandler", __file__, name, str(seed), *["logged"] * logged]
-    outcome = subprocess.run(command, capture_output=True, text=True, timeout=100, env=environment, check=False)
+    for _ in range(3):
+        outcome = subprocess.run(command, capture_output=True, text=True, timeout=100, env=environment, check=False)
+        if not (outcome.returncode and all(part in outcome.stderr for part in LOST_IN_A_SUBMIT)):
+            break
     assert outcome.returncode == 0, outcome.stderr[-6000:]
     assert outcome.stdout == "done\n"
     assert "panicked" not in outcome.stderr
