@@ -9,10 +9,18 @@ import struct
 import zlib
 from collections.abc import Sequence
 
-from aiostage.textures.names import DXGI_FORMATS, VK_FORMATS
+from aiostage.textures.names import DXGI_FORMATS, VK_FORMATS, FileFormat
 
-NUMBER_OF = {name: number for number, name in VK_FORMATS.items()}
-DXGI_NUMBER_OF = {name: number for number, name in DXGI_FORMATS.items()}
+
+def _numbers(formats: dict[int, FileFormat], unusual: str) -> dict[str, int]:
+    """Of the formats that are on the GPU as they are in the file; the usual one of two."""
+    same = {number: of for number, of in formats.items() if not of.expansion and not of.swizzle}
+    usual = {of.format: number for number, of in same.items() if unusual not in of.name}
+    return {of.format: number for number, of in same.items()} | usual
+
+
+NUMBER_OF = _numbers(VK_FORMATS, "A8B8G8R8")
+DXGI_NUMBER_OF = _numbers(DXGI_FORMATS, "TYPELESS")
 
 
 def ktx2(

@@ -364,7 +364,11 @@ class SimulatedGpu:
             relay.bytes[: len(data)] = np.frombuffer(data, np.uint8)
         return relay
 
-    # -- pools --
+    # -- textures and pools --
+
+    def create_texture(self, **descriptor: Any) -> SimulatedTexture:
+        size, levels = descriptor["size"], descriptor["mip_level_count"]
+        return self.texture(descriptor["format"], size, mip_level_count=levels)
 
     def create_block(self, size: int, usage: int) -> SimulatedBuffer:
         if self._lost:

@@ -643,6 +643,6 @@ async def test_who_is_cancelled_waits_for_the_threads_that_read_his_data(
     assert not any(buffer.load.jobs for buffer in ring._engine.shelf.all if buffer.load is not None)
     await ring.write_buffer(device.create_buffer(size=4, usage=wgpu.BufferUsage.COPY_DST), 0, b"1234")
     begun.clear()
-    del tiles, task
+    tiles = task = None
     gc.collect()
     assert alive() is None

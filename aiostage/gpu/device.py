@@ -288,7 +288,11 @@ class WgpuNative:
                 relay.unmap()
         return relay
 
-    # -- pools --
+    # -- textures and pools --
+
+    def create_texture(self, **descriptor: Any) -> Any:
+        with _clear_errors():
+            return self.device.create_texture(**descriptor)
 
     def create_block(self, size: int, usage: int) -> Any:
         with _clear_errors():

@@ -72,6 +72,9 @@ class Native(Protocol):
         """A buffer that copies go through on their way into a caller's encoder: in device memory, to be copied to; or
         with `data` in it, followed by zeros. The queue has no part in that, which might be held up by a submit."""
 
+    def create_texture(self, **descriptor: Any) -> Any:
+        """As wgpu does. :raises DeviceLost, OutOfMemory:"""
+
     def create_block(self, size: int, usage: int) -> Any:
         """A buffer that many share, as the blocks of a pool: its users cannot destroy it. :raises DeviceLost:"""
 

@@ -1,18 +1,20 @@
 """Reading the header of a KTX 2.0 file.
 
 Source: "KTX File Format Specification" 2.0, Khronos Group, <https://registry.khronos.org/KTX/specs/2.0/ktxspec.v2.html>:
-"File Structure" (header, index, level index), "Data Format Descriptor", the table of supercompression schemes. Within
-a level the order is layer, face, slice, row, texel block. The colour models are those of the "Khronos Data Format
-Specification" 1.3. Keys and values are not read: nothing in them changes where a texel lies.
+"File Structure" (header, index, level index), "Data Format Descriptor", "Key/Value Data", the table of supercompression
+schemes. Within a level the order is layer, face, slice, row, texel block. Colour models, transfer functions and flags
+are those of the "Khronos Data Format Specification" 1.3.
 """
 
 from __future__ import annotations
 
+import math
 import struct
 
 from ..errors import InvalidTexture, UnsupportedTexture
-from .layout import Level, Shape, TextureInfo, check_bounds, dimension_name, unsupported
-from .names import VK_FORMATS
+from .expand import EXPANSIONS
+from .layout import Level, Notes, Shape, TextureInfo, check_bounds, check_nothing_is_left, dimension_name, make_info
+from .names import VK_FORMATS, VK_NAMES, advice
 from .source import Source
 
 IDENTIFIER = b"\xabKTX 20\xbb\r\n\x1a\n"
@@ -24,9 +26,16 @@ _LEVEL = struct.Struct("<3Q")  # byteOffset, byteLength, uncompressedByteLength
 _SCHEMES = {0: "none", 2: "zstd", 3: "zlib"}
 _BASIS_LZ = 1
 _MOST_LEVELS = 32  # of extents that are 32-bit numbers
+_MOST_KEY_VALUES = 1 << 20  # bytes that are looked through
 
 _COLOR_MODELS = {163: "ETC1S", 166: "UASTC", 167: "UASTC HDR 4x4", 168: "UASTC HDR 6x6"}
+_TRANSFERS = (
+    None, "linear", "srgb", "itu", "ntsc", "slog", "slog2", "bt1886", "hlg-oetf", "hlg-eotf", "pq-eotf", "pq-oetf",
+    "dcip3", "pal-oetf", "pal625-eotf", "st240", "acescc", "acescct", "adobergb",
+)  # fmt: skip
 _COLOR_MODEL_AT = 12  # after dfdTotalSize and the first 8 bytes of the basic descriptor block
+_DESCRIPTOR = struct.Struct("<4B")  # from there: model, primaries, transfer, flags
+_PREMULTIPLIED = 0x1  # of the flags
 
 
 class BasisPayload(UnsupportedTexture):
@@ -54,44 +63,87 @@ def read(source: Source) -> TextureInfo:
     if scheme not in _SCHEMES:
         raise UnsupportedTexture(f"supercompression scheme {scheme} is none of none, BasisLZ, zstd and zlib")
     if vk_format not in VK_FORMATS:
-        raise unsupported("VkFormat", vk_format)
+        name = VK_NAMES.get(vk_format, f"VkFormat {vk_format}")
+        hint = advice(name, "ktx create --format R8G8B8A8_UNORM")
+        raise UnsupportedTexture(f"{name} has no counterpart in WebGPU{hint}")
     if faces not in (1, 6) or (faces == 6 and depth):
         raise InvalidTexture(f"a file has 1 face, or 6 of a cube map without depth, not {faces} with depth {depth}")
     if width and not height:
         raise UnsupportedTexture("a 1D texture: WebGPU has these without mip levels and compression only")
     if depth and layers:
         raise UnsupportedTexture("an array of 3D textures, which WebGPU does not have")
+    format = VK_FORMATS[vk_format]
+    expansion = EXPANSIONS.get(format.expansion)
     shape = Shape(
-        VK_FORMATS[vk_format],
+        format.format,
         width,
         height,
         depth or 1,
         (layers or 1) * faces,
         levels or 1,  # 0 asks the loader to make the others
         dimension_name(faces == 6, bool(layers), bool(depth)),
+        expansion and expansion.block,
     )
     shape.check()
-    return _with_levels(source, shape, _SCHEMES[scheme])
+    found = _levels(source, shape, _SCHEMES[scheme])
+    notes = _notes(source, fields[9:13], has_srgb=format.format.endswith("-srgb"))._replace(generate_mips=levels == 0)
+    return make_info("KTX2", format, shape, found, notes, expansion, _SCHEMES[scheme])
 
 
-def _with_levels(source: Source, shape: Shape, supercompression: str) -> TextureInfo:
+def _levels(source: Source, shape: Shape, supercompression: str) -> tuple[Level, ...]:
     assert shape.levels <= _MOST_LEVELS
     index = source.read(_HEADER.size, _LEVEL.size * shape.levels, "the level index")
+    alignment = math.lcm(shape.block.nbytes, 4) if supercompression == "none" else 1
     found = []
     for number, (offset, stored, unpacked) in enumerate(_LEVEL.iter_unpack(index)):
         expected = shape.level_bytes(number)
-        declared = stored if supercompression == "none" else unpacked
-        if declared != expected:
-            raise InvalidTexture(
-                f"mip level {number} is declared to have {declared} bytes; "
-                f"{' × '.join(map(str, shape.level_size(number)))} of {shape.format} have {expected}"
-            )
+        for what, declared in (("", stored if supercompression == "none" else unpacked), ("unpacked ", unpacked)):
+            if declared != expected:
+                raise InvalidTexture(
+                    f"mip level {number} is declared to have {declared} {what}bytes; "
+                    f"{' × '.join(map(str, shape.level_size(number)))} of {shape.format} have {expected}"
+                )
         if offset < _HEADER.size + len(index):
             raise InvalidTexture(f"mip level {number} is declared at byte {offset}, inside the header")
+        if offset % alignment:
+            raise InvalidTexture(f"mip level {number} is declared at byte {offset}, no multiple of {alignment}")
         found.append(Level(*shape.level_size(number), expected, offset, stored))
-    levels = tuple(found)
-    check_bounds(levels, source.size)
-    return TextureInfo("KTX2", shape.format, shape.dimension, shape.size, levels, supercompression)
+    check_bounds(tuple(found), source.size)
+    check_nothing_is_left(max(level.end for level in found), source.size, "the last mip level")
+    return tuple(found)
+
+
+# -- what is told beside --
+
+
+def _notes(source: Source, where: tuple[int, int, int, int], has_srgb: bool) -> Notes:
+    """Of a descriptor and key/value data at these (offset, length)."""
+    at, length, keys_at, keys_length = where
+    alpha = transfer = None
+    if length >= _COLOR_MODEL_AT + _DESCRIPTOR.size:
+        descriptor = bytes(source.read(at + _COLOR_MODEL_AT, _DESCRIPTOR.size, "the data format descriptor"))
+        _, _, number, flags = _DESCRIPTOR.unpack(descriptor)
+        transfer = _TRANSFERS[number] if number < len(_TRANSFERS) else None
+        alpha = "premultiplied" if flags & _PREMULTIPLIED else "straight"
+    if has_srgb and transfer is None:
+        transfer = "srgb"
+    keys = bytes(source.read(keys_at, min(keys_length, _MOST_KEY_VALUES), "the key/value data")) if keys_length else b""
+    values = _key_values(keys)
+    return Notes(alpha, transfer, values.get("KTXorientation"), values.get("KTXswizzle"))
+
+
+def _key_values(data: bytes) -> dict[str, str]:
+    """Those that are text."""
+    found = {}
+    while len(data) >= 4:
+        length = int.from_bytes(data[:4], "little")
+        key, _, value = data[4 : 4 + length].partition(b"\0")
+        try:
+            found[key.decode()] = value.rstrip(b"\0").decode()
+        except UnicodeDecodeError:
+            pass
+        data = data[4 + length + -length % 4 :]
+    return found
 
 
 def _why_undefined(source: Source, scheme: int, offset: int, length: int) -> Exception:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from ..errors import InvalidTexture
 
@@ -12,19 +12,24 @@ from ..errors import InvalidTexture
 class Source:
     """A file, or bytes in memory, that is read at any offset; `size` in bytes.
 
-    :raises OSError: the file cannot be opened. :raises TypeError: neither a path nor bytes.
+    :param source: a path (a string, or any os.PathLike), a file that was opened for bytes and can seek, or bytes: any
+        object with the buffer protocol, a NumPy array too.
+    :raises OSError: the file cannot be opened. :raises TypeError: none of these.
     """
 
     def __init__(self, source: object) -> None:
         self._file: BinaryIO | None = None
+        self._is_ours = False
         if isinstance(source, str | os.PathLike):
             self._file = Path(source).open("rb")  # noqa: SIM115 - until close()
+            self._is_ours = True
             self.size = self._file.seek(0, os.SEEK_END)
-        elif isinstance(source, bytes | bytearray | memoryview):
-            self._bytes = memoryview(source).cast("B")
-            self.size = self._bytes.nbytes
+        elif hasattr(source, "read") and hasattr(source, "seek"):
+            self._file = _binary(source)
+            self.size = self._file.seek(0, os.SEEK_END)
         else:
-            raise TypeError(f"a texture is read from a path or from bytes, not from {type(source).__name__}")
+            self._bytes = _bytes_of(source)
+            self.size = self._bytes.nbytes
 
     def read(self, offset: int, nbytes: int, what: str) -> bytes | memoryview:
         """Exactly these bytes, never more.
@@ -38,11 +43,29 @@ class Source:
         if self._file is None:
             return self._bytes[offset : offset + nbytes]
         self._file.seek(offset)
-        found = self._file.read(nbytes)
+        found = b""
+        while len(found) < nbytes and (more := self._file.read(nbytes - len(found))):
+            found = found + more if found else more  # a file without a buffer may give less
         if len(found) != nbytes:  # somebody truncated it since
             raise InvalidTexture(f"{what} was to be read at byte {offset}, but the file has been cut off there")
         return found
 
     def close(self) -> None:
-        if self._file is not None:
+        """Of a file that somebody else opened, nothing."""
+        if self._file is not None and self._is_ours:
             self._file.close()
+
+
+def _binary(file: Any) -> BinaryIO:
+    if not isinstance(file.read(0), bytes):
+        raise TypeError("a texture is read from a file that was opened for bytes, as by open(path, 'rb')")
+    binary: BinaryIO = file
+    return binary
+
+
+def _bytes_of(source: Any) -> memoryview:
+    try:
+        view = memoryview(source)
+        return view.cast("B") if view.c_contiguous else memoryview(view.tobytes())
+    except (TypeError, ValueError):
+        raise TypeError(f"a texture is read from a path, a file or bytes, not from {type(source).__name__}") from None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -11,9 +11,11 @@ import numpy as np
 from ..data.formats import required_feature, texel_block
 from ..errors import InvalidTexture, UnsupportedTexture, afresh
 from ..fences import Fence
+from ..gpu.device import connect
 from ..threads import run_sync
 from ..waiting import wait_out
 from . import basis, dds, ktx2
+from .expand import bands, expanded
 from .layout import TextureInfo
 from .names import FORMATS
 from .source import Source
@@ -22,21 +24,25 @@ from .unpack import check_unpackable, read_level
 if TYPE_CHECKING:
     from ..ring import StagingRing
 
+_KTX1 = b"\xabKTX 11\xbb\r\n\x1a\n"
+
 # GPUTextureUsage.COPY_DST and TEXTURE_BINDING (WebGPU specification).
 _COPY_DST, _TEXTURE_BINDING = 0x2, 0x4
 
 
-def inspect(source: Any) -> TextureInfo:
-    """What a KTX2 or DDS file holds. Blocking; reads the header only.
+def inspect(source: Any, *, srgb: bool | None = None, expand: bool = True) -> TextureInfo:
+    """What a KTX2 or DDS file holds, and what `open` would make of it. Blocking; reads the header only.
 
-    :param source: a path, or the file's bytes.
+    :param source: as for `open`, and so are the others.
     :raises InvalidTexture: neither of the two, or damaged.
     :raises UnsupportedTexture: a texture that WebGPU has no form of, or one that needs pyktx.
     :raises OSError: the file cannot be read.
     """
     file = Source(source)
     try:
-        return _read(file)
+        info = _read(file).with_format(srgb, expand)
+        check_unpackable(file, info)
+        return info
     finally:
         file.close()
 
@@ -49,11 +55,26 @@ def support(device: Any) -> tuple[str, ...]:
     return tuple(name for name in FORMATS if required_feature(name) in (None, *device.features))
 
 
-def open(ring: StagingRing, source: Any, *, usage: int = _TEXTURE_BINDING, label: str = "") -> TextureStream:
+def open(
+    ring: StagingRing,
+    source: Any,
+    *,
+    usage: int = _TEXTURE_BINDING,
+    label: str = "",
+    srgb: bool | None = None,
+    view_formats: Sequence[str] = (),
+    expand: bool = True,
+) -> TextureStream:
     """A texture whose levels arrive one by one: `async with open(ring, path) as stream:`, then iterate over it.
 
-    :param source: a path, or the file's bytes (KTX2 or DDS).
+    :param source: a path, a file that was opened for bytes, or the file's bytes in anything with the buffer protocol
+        (KTX2 or DDS).
     :param usage: of the GPUTexture; COPY_DST is added.
+    :param srgb: whether the texture is of an sRGB format, for colours that the file does not say this of (DDS without a
+        DX10 header never does), or of a linear one; None: as the file says.
+    :param view_formats: other formats that views of the texture may have, as GPUDevice.create_texture takes them.
+    :param expand: make texels of a format that WebGPU has out of those that it has none for, and whole blocks where
+        level 0 is none. `stream.info.expanded_from` tells. False: such files are refused.
 
     Entering the block reads the header and creates the texture.
 
@@ -61,9 +82,10 @@ def open(ring: StagingRing, source: Any, *, usage: int = _TEXTURE_BINDING, label
 
     :raises InvalidTexture: damage.
     :raises UnsupportedTexture: what WebGPU, the device or this installation cannot take.
+    :raises OutOfMemory: the device has no memory for it.
     :raises OSError: the file cannot be read.
     """
-    return TextureStream(ring, source, usage, label)
+    return TextureStream(ring, source, usage, label, srgb, view_formats, expand)
 
 
 async def load(
@@ -72,16 +94,25 @@ async def load(
     *,
     usage: int = _TEXTURE_BINDING,
     label: str = "",
+    srgb: bool | None = None,
+    view_formats: Sequence[str] = (),
+    expand: bool = True,
     on_level: Callable[[TextureStream], object] | None = None,
 ) -> TextureStream:
     """Upload a whole texture, coarsest level first; `on_level(stream)` is called after each. Otherwise like `open`.
 
-    On return every level has been submitted: work submitted later sees it, and `await stream.fence` waits for it.
+    On return every level has been submitted: work submitted later sees it, and `await stream.fence` waits for it. If
+    that fails, or is cancelled, the texture is destroyed.
     """
-    async with open(ring, source, usage=usage, label=label) as stream:
-        async for _ in stream:
-            if on_level is not None:
-                on_level(stream)
+    made = open(ring, source, usage=usage, label=label, srgb=srgb, view_formats=view_formats, expand=expand)
+    async with made as stream:
+        try:
+            async for _ in stream:
+                if on_level is not None:
+                    on_level(stream)
+        except BaseException:
+            stream.texture.destroy()
+            raise
     return stream
 
 
@@ -98,11 +129,20 @@ class TextureStream:
     fence: Fence | None = None
     """Completes when the GPU has the last level that was uploaded."""
 
-    def __init__(self, ring: StagingRing, source: Any, usage: int, label: str) -> None:
+    def __init__(
+        self,
+        ring: StagingRing,
+        source: Any,
+        usage: int,
+        label: str,
+        srgb: bool | None,
+        view_formats: Sequence[str],
+        expand: bool,
+    ) -> None:
         self._ring = ring
         self._source = source
-        self._usage = usage
-        self._label = label
+        self._descriptor = {"label": label, "usage": usage | _COPY_DST, "view_formats": list(view_formats)}
+        self._srgb, self._expand = srgb, expand
         self._file: Source | None = None  # open, from entering the block to leaving it
         self._turn = anyio.Lock()
         self._error: Exception | None = None
@@ -115,13 +155,12 @@ class TextureStream:
         try:
             await run_sync(self._open)
             check_fits(self.info, self._ring.device)
-            self.texture = self._ring.device.create_texture(
-                label=self._label,
+            self.texture = connect(self._ring.device).create_texture(
                 size=self.info.size,
                 dimension="3d" if self.info.dimension == "3d" else "2d",
                 format=self.info.format,
                 mip_level_count=len(self.info.levels),
-                usage=self._usage | _COPY_DST,
+                **self._descriptor,
             )
         except BaseException:
             if self._file is not None:
@@ -133,7 +172,9 @@ class TextureStream:
 
     def _open(self) -> None:
         # It keeps the file itself: a task that is cancelled meanwhile gets no result, but has the file to close.
-        self._file, self.info = _open_source(self._source, frozenset(self._ring.device.features))
+        self._file, info = _open_source(self._source, frozenset(self._ring.device.features))
+        self.info = info.with_format(self._srgb, self._expand)
+        check_unpackable(self._file, self.info)
 
     async def __aexit__(self, *exc_info: object) -> None:
         if self.base_level:
@@ -164,6 +205,8 @@ class TextureStream:
                 await self._upload(self.base_level - 1)
             except Exception as error:
                 self._fail(error)
+                if self.base_level == len(self.info.levels):  # there is nothing to draw
+                    self.texture.destroy()
                 raise
             self.base_level -= 1
             self._arrived[self.base_level].set()
@@ -194,13 +237,23 @@ class TextureStream:
             raise afresh(self._error)
 
     async def _upload(self, number: int) -> None:
-        level, block = self.info.levels[number], texel_block(self.info.format)
+        level, block = self.info.levels[number], self.info.block
         assert self._file is not None  # or there was an error to raise
         content = await run_sync(read_level, self._file, self.info, number)
         blocks = np.frombuffer(content, np.uint8).reshape(
             level.images, -(-level.height // block.height), -(-level.width // block.width), block.nbytes
         )
-        self.fence = await self._ring.write_texture({"texture": self.texture, "mip_level": number}, blocks)
+        destination = {"texture": self.texture, "mip_level": number}
+        if self.info.expansion is not None:
+            width = texel_block(self.info.format).nbytes
+            for z, y, band in bands(blocks):
+                texels = await run_sync(expanded, self.info.expansion, band, width)
+                self.fence = await self._ring.write_texture(destination | {"origin": (0, y, z)}, texels)
+            return
+        columns, rows = self.info.missing(number)
+        if columns or rows:  # the last ones again
+            blocks = await run_sync(np.pad, blocks, ((0, 0), (0, rows), (0, columns), (0, 0)), "edge")
+        self.fence = await self._ring.write_texture(destination, blocks)
 
     def _fail(self, error: Exception) -> None:
         self._error = self._error or afresh(error)
@@ -217,11 +270,6 @@ def check_fits(info: TextureInfo, device: Any) -> None:
     if info.dimension == "3d" and block.width > 1 and sliced not in device.features:
         raise UnsupportedTexture(f"a 3D texture of {info.format} needs a device with the feature {sliced!r}")
     width, height, images = info.size
-    if width % block.width or height % block.height:
-        raise UnsupportedTexture(
-            f"WebGPU wants level 0 of {info.format} to be whole blocks of {block.width} × {block.height} texels, which "
-            f"{width} × {height} is not: encode the image at a multiple of these"
-        )
     kind = "3d" if info.dimension == "3d" else "2d"
     extent, limit = f"max-texture-dimension-{kind}", device.limits[f"max-texture-dimension-{kind}"]
     if max(width, height, images if kind == "3d" else 1) > limit:
@@ -229,7 +277,6 @@ def check_fits(info: TextureInfo, device: Any) -> None:
     if kind == "2d" and images > device.limits["max-texture-array-layers"]:
         limit = device.limits["max-texture-array-layers"]
         raise UnsupportedTexture(f"{images} layers exceed the device's max-texture-array-layers of {limit}")
-    check_unpackable(info)
 
 
 def _open_source(source: Any, features: frozenset[str]) -> tuple[Source, TextureInfo]:
@@ -254,4 +301,6 @@ def _read(source: Source) -> TextureInfo:
         return ktx2.read(source)
     if start[:4] == dds.IDENTIFIER:
         return dds.read(source)
+    if start == _KTX1:
+        raise UnsupportedTexture("a KTX 1 file: ktx2ktx2, of the Khronos KTX-Software, makes a KTX2 file of it")
     raise InvalidTexture(f"neither a KTX2 nor a DDS file: it starts with {start!r}")
