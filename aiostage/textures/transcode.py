@@ -18,6 +18,7 @@ JOB = "job.json"  # {"path": [...], "target": ..., "memory": ..., "seconds": ...
 SOURCE = "source.ktx2"
 RESULT = "result.ktx2"
 REPORT = "report.json"  # {"state": ..., "text": ...}, of one that failed also "step" and "code", libktx's name of it
+_NEW_REPORT = "report.new"
 
 # States: how far it got.
 UNAVAILABLE, UNKNOWN_TARGET, BEGUN, FAILED, DONE = "unavailable", "unknown target", "begun", "failed", "done"
@@ -61,9 +62,9 @@ def main() -> None:
 
 def _report(state: str, text: str = "", **more: str) -> None:
     # In one step: a reader finds a whole report, or the one before.
-    with open("report.new", "w", encoding="ascii") as file:
+    with open(_NEW_REPORT, "w", encoding="ascii") as file:
         json.dump({"state": state, "text": text[:_LONGEST_TEXT], **more}, file)
-    os.replace("report.new", REPORT)
+    os.replace(_NEW_REPORT, REPORT)
 
 
 def _name(error: Exception) -> str:
@@ -71,9 +72,14 @@ def _name(error: Exception) -> str:
 
 
 def _end_with_the_parent() -> None:
-    """The other end of standard input closes when the parent ends, however it does."""
+    """The other end of standard input closes when the parent ends, however it does; then nobody else tidies up."""
     while os.read(0, 1):
         pass
+    for name in (JOB, SOURCE, RESULT, REPORT, _NEW_REPORT):
+        with suppress(OSError):
+            os.remove(name)
+    with suppress(OSError):  # Windows keeps a working directory
+        os.rmdir(os.getcwd())
     _exit(1)
 
 
