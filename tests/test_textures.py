@@ -9,7 +9,6 @@ import sys
 import threading
 import time
 import tracemalloc
-import types
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
@@ -339,36 +338,6 @@ async def test_zstd_without_a_package_for_it_is_refused_by_name(
     with pytest.raises(UnsupportedTexture, match="zstandard"):
         await textures.load(ring, file)
     assert ring.stats_nowait() == before
-
-
-async def test_a_basis_universal_payload_goes_through_pyktx_where_that_is_installed(
-    open_ring: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """pyktx has no wheels, so this is a stand-in with the calls of its KtxTexture2."""
-    transcoded = bc7()
-
-    class KtxTexture2:
-        @staticmethod
-        def create_from_named_file(name: str) -> KtxTexture2:
-            assert Path(name).read_bytes() == file
-            return KtxTexture2()
-
-        def transcode_basis(self, target: str) -> None:
-            self.target = target
-
-        def write_to_memory(self) -> bytes:
-            assert self.target == "bc7"
-            return transcoded
-
-    stand_in: Any = types.ModuleType("pyktx")
-    stand_in.KtxTexture2, stand_in.KtxError = KtxTexture2, OSError
-    stand_in.KtxTranscodeFmt = {"BC7_RGBA": "bc7", "ETC2_RGBA": "etc2", "ASTC_4x4_RGBA": "astc"}
-    monkeypatch.setitem(sys.modules, "pyktx", stand_in)
-    monkeypatch.setattr("aiostage.textures.basis.is_available", lambda: True)
-    file = bc7(format=0, color_model=166)
-    stream = await textures.load(await open_ring(), file, usage=wgpu.TextureUsage.COPY_SRC)
-    await stream.fence
-    assert [level.tobytes() for level in read_texture(stream.texture)] == unpacked(transcoded)
 
 
 def test_support_lists_what_the_device_has_features_for(device: Any) -> None:
