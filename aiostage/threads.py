@@ -18,8 +18,10 @@ from .waiting import wait_out
 T = TypeVar("T")
 
 
-async def run_sync(function: Callable[..., T], *args: Any) -> T:
+async def run_sync(function: Callable[..., T], *args: Any, stop: Callable[[], object] | None = None) -> T:
     """Call it in a thread, as `anyio.to_thread.run_sync` does; a cancellation waits until the thread has ended.
+
+    :param stop: called on the loop when the task is cancelled, perhaps more than once, to have the function end soon.
 
     anyio's own does not wait when asyncio itself cancels the task (`task.cancel`, `asyncio.timeout`): then the thread
     goes on in a file, or in memory, that somebody else has by now.
@@ -27,16 +29,24 @@ async def run_sync(function: Callable[..., T], *args: Any) -> T:
     :raises CannotStartThread: the system has none left.
     """
     async with anyio.to_thread.current_default_thread_limiter():
-        return await run_now(function, *args)
+        return await run_now(function, *args, stop=stop)
 
 
-async def run_now(function: Callable[..., T], *args: Any) -> T:
+async def run_now(function: Callable[..., T], *args: Any, stop: Callable[[], object] | None = None) -> T:
     """The same, however many threads there are; begun when this suspends."""
     call = _Call(LoopPort(), partial(function, *args))
     call.start()
-    await wait_out(call.over.is_set, call.over.wait)
+    await wait_out(call.over.is_set, call.over.wait if stop is None else partial(_wait_or_stop, call, stop))
     result: T = call.result()
     return result
+
+
+async def _wait_or_stop(call: _Call, stop: Callable[[], object]) -> None:
+    try:
+        await call.over.wait()
+    except BaseException:
+        stop()
+        raise
 
 
 class _Call:

@@ -5,6 +5,7 @@ pyktx has no wheels, so there is a stand-in with the names of its calls, each of
 
 from __future__ import annotations
 
+import asyncio
 import os
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import anyio
 import psutil
 import pytest
 import wgpu
@@ -315,6 +317,27 @@ def test_a_child_that_nobody_waits_for_is_stopped(install: Callable[..., None], 
     thread.join(5)
     assert [type(error) for error in errors] == [UnsupportedTexture]
     assert "stopped" in str(errors[0])
+
+
+@pytest.mark.parametrize("means", ["task", "scope"])
+async def test_a_cancelled_task_does_not_wait_for_the_child(
+    means: str, install: Callable[..., None], package: Path, open_ring: Any
+) -> None:
+    install(transcode="time.sleep(1000)")
+    ring = await open_ring()
+
+    async def load() -> None:
+        with scope:
+            await textures.load(ring, payload())
+
+    scope = anyio.CancelScope()
+    task = asyncio.create_task(load())
+    while not (package / "pid").exists():
+        await asyncio.sleep(0.01)
+    started = time.monotonic()
+    (task if means == "task" else scope).cancel()
+    await asyncio.wait([task])
+    assert time.monotonic() - started < 5
 
 
 def test_a_child_that_was_stopped_before_does_not_begin(install: Callable[..., None], package: Path) -> None:

@@ -25,6 +25,7 @@ _HEADER = struct.Struct("<12x9I4I2Q")
 _LEVEL = struct.Struct("<3Q")  # byteOffset, byteLength, uncompressedByteLength
 _SCHEMES = {0: "none", 2: "zstd", 3: "zlib"}
 _BASIS_LZ = 1
+_ASTC_4X4_HDR = 1000066000  # the VkFormat of UASTC HDR 4x4, which is a part of it
 _MOST_LEVELS = 32  # of extents that are 32-bit numbers
 _MOST_KEY_VALUES = 1 << 20  # bytes that are looked through
 
@@ -58,8 +59,9 @@ def read(source: Source) -> TextureInfo:
             raise InvalidTexture(
                 f"the {name} is declared at bytes {offset} to {offset + length}, but the file ends at {source.size}"
             )
-    if vk_format == 0 or scheme == _BASIS_LZ:
-        raise _why_undefined(source, scheme, *fields[9:11])
+    model = _color_model(source, *fields[9:11])
+    if vk_format == 0 or scheme == _BASIS_LZ or (vk_format == _ASTC_4X4_HDR and model in _COLOR_MODELS):
+        raise _why_undefined(model, scheme)
     if scheme not in _SCHEMES:
         raise UnsupportedTexture(f"supercompression scheme {scheme} is none of none, BasisLZ, zstd and zlib")
     if vk_format not in VK_FORMATS:
@@ -146,15 +148,19 @@ def _key_values(data: bytes) -> dict[str, str]:
     return found
 
 
-def _why_undefined(source: Source, scheme: int, offset: int, length: int) -> Exception:
-    """What the data format descriptor says of a texture without a VkFormat."""
-    if length <= _COLOR_MODEL_AT:
-        return InvalidTexture(f"the data format descriptor has {length} bytes, too few to say what the texels are")
-    (model,) = source.read(offset + _COLOR_MODEL_AT, 1, "the data format descriptor")
+def _color_model(source: Source, offset: int, length: int) -> int | None:
+    """What the data format descriptor says; None: it is too short to."""
+    return None if length <= _COLOR_MODEL_AT else source.read(offset + _COLOR_MODEL_AT, 1, "the color model")[0]
+
+
+def _why_undefined(model: int | None, scheme: int) -> Exception:
+    """What a texture is that has no VkFormat of WebGPU's."""
+    if model is None:
+        return InvalidTexture("the data format descriptor has too few bytes to say what the texels are")
     if scheme == _BASIS_LZ or model in _COLOR_MODELS:
         packed = "BasisLZ" if scheme == _BASIS_LZ else "plain" if scheme == 0 else f"scheme {scheme}"
         name = _COLOR_MODELS.get(model, f"colour model {model}")
         return BasisPayload(
-            f"a Basis Universal payload ({name}, {packed}), which the package pyktx transcodes; it is not installed"
+            f"a Basis Universal payload ({name}, {packed}), which the package pyktx transcodes: pip install pyktx"
         )
     return UnsupportedTexture(f"no VkFormat is given, and the data format descriptor has colour model {model}")

@@ -15,6 +15,7 @@ from ..gpu.device import connect
 from ..threads import run_sync
 from ..waiting import wait_out
 from . import basis, dds, ktx2
+from .child import Child
 from .expand import bands, expanded
 from .layout import TextureInfo
 from .names import FORMATS
@@ -153,7 +154,8 @@ class TextureStream:
     async def __aenter__(self) -> TextureStream:
         self._ring.check()
         try:
-            await run_sync(self._open)
+            child = Child()  # of a file that needs one; a cancellation does not wait for it
+            await run_sync(self._open, child, stop=child.stop)
             check_fits(self.info, self._ring.device)
             self.texture = connect(self._ring.device).create_texture(
                 size=self.info.size,
@@ -170,9 +172,9 @@ class TextureStream:
         self._arrived = [anyio.Event() for _ in self.info.levels]
         return self
 
-    def _open(self) -> None:
+    def _open(self, child: Child) -> None:
         # It keeps the file itself: a task that is cancelled meanwhile gets no result, but has the file to close.
-        self._file, info = _open_source(self._source, frozenset(self._ring.device.features))
+        self._file, info = _open_source(self._source, frozenset(self._ring.device.features), child)
         self.info = info.with_format(self._srgb, self._expand)
         check_unpackable(self._file, self.info)
 
@@ -279,7 +281,7 @@ def check_fits(info: TextureInfo, device: Any) -> None:
         raise UnsupportedTexture(f"{images} layers exceed the device's max-texture-array-layers of {limit}")
 
 
-def _open_source(source: Any, features: frozenset[str]) -> tuple[Source, TextureInfo]:
+def _open_source(source: Any, features: frozenset[str], child: Child) -> tuple[Source, TextureInfo]:
     file = Source(source)
     try:
         try:
@@ -287,7 +289,7 @@ def _open_source(source: Any, features: frozenset[str]) -> tuple[Source, Texture
         except ktx2.BasisPayload:
             if not basis.is_available():
                 raise
-        transcoded = basis.transcode(file, features)
+        transcoded = basis.transcode(file, features, child)
         file.close()
         return transcoded, _read(transcoded)
     except BaseException:
