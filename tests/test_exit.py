@@ -39,6 +39,7 @@ from simulated_table import FUNCTIONS  # noqa: E402
 
 import aiostage  # noqa: E402
 from aiostage import KiB, MiB, exits, memory, native  # noqa: E402
+from aiostage.carrier import carrier as carriers  # noqa: E402
 from aiostage.events import event  # noqa: E402
 from aiostage.gpu.device import connect  # noqa: E402
 
@@ -385,6 +386,33 @@ def a_manager_is_being_initialized_for_ever_in_a_thread() -> None:
     threading.Thread(target=lambda: quietly(manager.initialize), daemon=True).start()
     assert begun.wait(30)
     impatient()
+
+
+@scene
+def a_carrier_that_nobody_has_any_more_is_inside_wgpu() -> object:
+    """Whose thread might log, and so wait for the interpreter, when that has gone."""
+    gpu, inside = SimulatedGpu(), threading.Event()
+    poll = gpu.poll
+
+    def slow_poll() -> None:
+        inside.set()
+        time.sleep(0.5)
+        poll()
+
+    gpu.poll = slow_poll  # type: ignore[method-assign]
+
+    async def use() -> None:
+        tracker = aiostage.FenceTracker(gpu)
+        tracker.insert()
+        assert await asyncio.to_thread(inside.wait, 30)
+        tracker.carrier.stop()
+
+    asyncio.run(use())
+    gc.collect()
+    stopped = list(carriers._ending)
+    assert stopped
+    last_words.append(lambda: print("threads are left" if stopped[0].counts()["threads"] else "done", flush=True))
+    return LATER
 
 
 def quietly(act: Callable[[], object]) -> None:

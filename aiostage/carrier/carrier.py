@@ -454,6 +454,14 @@ _ending: dict[native.Carrier, tuple[Callable[[], object], Native]] = {}
 """Carriers that were stopped and may still have threads, what ends their loop's watch, and their device."""
 
 
+class _Stopped:
+    """Stands for them at the interpreter's end: a thread that is inside wgpu then may be about to log, in Python."""
+
+
+_stopped = _Stopped()
+exits.endings[_stopped] = lambda _: [Threads(carrier) for carrier in list(_ending)]
+
+
 def _end(carrier: native.Carrier, port: LoopPort, stop: Callable[[], object], device: Native) -> None:
     """Of a carrier that is closed, or was dropped in whichever thread. Its last thread rings."""
     if port.loop is None:  # in a forked child: its threads stayed behind, and the loop's descriptors are the parent's
