@@ -130,7 +130,9 @@ async def write_now(engine: Engine, cut: Cut) -> Any:
         cut.nbytes > 0 and (cut.is_stored or engine.lending.goes_to(cut.destination))
     )
     if goes_alone and (whole := cut.whole()) is not None:
-        return await carried(engine, engine.upload(whole))
+        upload = engine.upload(whole)
+        del cut, whole  # which an exception would keep, and they a file
+        return await carried(engine, upload)
     filling = await write(engine, engine.uploads, cut.pieces)
     return filling.fence or engine.timeline.insert()
 
@@ -138,11 +140,14 @@ async def write_now(engine: Engine, cut: Cut) -> Any:
 async def write_texels_now(engine: Engine, destination: Any, data: Any, data_layout: Any, size: Any) -> Any:
     """The same with texels, noting what was found out about them for the next write of that kind."""
     cut = await cut_texels(engine, destination, data, data_layout, size)
-    if cut.nbytes <= engine.inline_size or (whole := cut.whole()) is None:
+    is_small = cut.nbytes <= engine.inline_size and not cut.is_stored
+    if is_small or (whole := cut.whole()) is None:
         return await write_now(engine, cut)
     if data_layout is None:
         known.note(engine.native, engine.buffer_size, destination, data, size, cut.nbytes, whole)
-    return await carried(engine, engine.upload(whole))
+    upload = engine.upload(whole)
+    del cut, whole
+    return await carried(engine, upload)
 
 
 async def carried(engine: Engine, upload: Upload) -> Any:

@@ -6,7 +6,7 @@ import struct
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-from ..data.copies import RECORD, TO_BUFFER, TO_TEXTURE, BufferCopy, Copy, SmallCopies, Staged, TextureCopy
+from ..data.copies import RECORD, TO_BUFFER, TO_TEXTURE, UNREAD, BufferCopy, Copy, SmallCopies, Staged, TextureCopy
 from ..data.files import FileRun
 from ..data.pieces import Part
 from ..errors import InvalidCopy, StagingError
@@ -84,7 +84,10 @@ class Departure:
             key = id(copy.destination)
             if key not in reasons:
                 reasons[key] = native.unusable(copy)
-            if (reason := reasons[key]) is None:
+            reason = reasons[key]
+            if not isinstance(copy, SmallCopies) and copy.job == UNREAD:
+                self.fail(copy, "its data could not be read")
+            elif reason is None:
                 good.append(copy)
             else:
                 for each in copy if isinstance(copy, SmallCopies) else (copy,):

@@ -23,7 +23,7 @@ from ..carrier.carrier import Carrier
 from ..carrier.departure import Departure
 from ..carrier.timeline import Timeline
 from ..data.arrays import Run
-from ..data.copies import Copy, SmallCopies, Staged
+from ..data.copies import UNREAD, Copy, SmallCopies, Staged
 from ..data.files import FileRun
 from ..data.pieces import ALIGNMENT, Whole
 from ..errors import (
@@ -367,7 +367,7 @@ class Engine:
         for run in runs:
             address = buffer.address + place.offset + run.offset
             if isinstance(run, FileRun):
-                job = self.carrier.read(run, address, filled, rings)
+                job = self.carrier.read(run, address, partial(_note_unread, copy, filled), rings)
             else:
                 job = self.carrier.copy(run.array, address, run.steps, run.swap, filled, rings)
             load.jobs[job] = None
@@ -757,6 +757,14 @@ class Way:
 
     def __call__(self) -> list[StagingBuffer] | None:
         return self._engine.make_way(self._lane, self._wanted)
+
+
+def _note_unread(
+    copy: Copy, filled: Callable[[int, BaseException | None], object], job: int, error: BaseException | None
+) -> None:
+    if error is not None:
+        copy.job = UNREAD
+    filled(job, error)
 
 
 def _call_back(back: weakref.WeakMethod[Any], buffer: StagingBuffer, at: int) -> None:
