@@ -406,8 +406,9 @@ class StagingRing:
         if data_offset == 0 and size is None:
             upload = uploads.begin_bytes(engine, buffer, buffer_offset, data)
         if upload is None:
-            cut = await uploads.cut_bytes(engine, buffer, buffer_offset, data, data_offset, size)
-            fence: Fence = await uploads.write_now(engine, cut)
+            fence: Fence = await uploads.write_now(
+                engine, await uploads.cut_bytes(engine, buffer, buffer_offset, data, data_offset, size)
+            )
         else:
             fence = await uploads.carried(engine, upload)
         return fence

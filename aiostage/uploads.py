@@ -12,6 +12,7 @@ import numpy as np
 from . import waiting
 from .data.arrays import WHOLE, Run, as_array, is_lazy, is_masked, missing
 from .data.copies import BufferCopy, Copy, check_buffer_copy, resolve_destination
+from .data.files import FileRun
 from .data.pieces import ALIGNMENT, Cut, Part, Piece, Whole, from_buffer, from_texels
 from .engine import known
 from .engine.buffer import Place
@@ -57,6 +58,7 @@ async def _loaded(engine: Engine, data: Any) -> Any:
 def _gathered(piece: Piece) -> list[Run]:
     """What only Python can bring into order, as it would be in staging memory."""
     memory = np.empty(piece.nbytes, np.uint8)
+    assert piece.fill is not None
     piece.fill(memory)
     return [Run(memory, 0, (1,), 0)]
 
@@ -124,9 +126,13 @@ def begin_texels(engine: Engine, destination: Any, data: Any, data_layout: Any, 
 
 async def write_now(engine: Engine, cut: Cut) -> Any:
     """Write, and wait until all of it was submitted. Returns the fence of the last submit."""
-    is_large = cut.nbytes > engine.inline_size or (cut.nbytes > 0 and engine.lending.goes_to(cut.destination))
-    if is_large and (whole := cut.whole()) is not None:
-        return await carried(engine, engine.upload(whole))
+    goes_alone = cut.nbytes > engine.inline_size or (
+        cut.nbytes > 0 and (cut.is_stored or engine.lending.goes_to(cut.destination))
+    )
+    if goes_alone and (whole := cut.whole()) is not None:
+        upload = engine.upload(whole)
+        del cut, whole  # which an exception would keep, and they a file
+        return await carried(engine, upload)
     filling = await write(engine, engine.uploads, cut.pieces)
     return filling.fence or engine.timeline.insert()
 
@@ -134,11 +140,14 @@ async def write_now(engine: Engine, cut: Cut) -> Any:
 async def write_texels_now(engine: Engine, destination: Any, data: Any, data_layout: Any, size: Any) -> Any:
     """The same with texels, noting what was found out about them for the next write of that kind."""
     cut = await cut_texels(engine, destination, data, data_layout, size)
-    if cut.nbytes <= engine.inline_size or (whole := cut.whole()) is None:
+    is_small = cut.nbytes <= engine.inline_size and not cut.is_stored
+    if is_small or (whole := cut.whole()) is None:
         return await write_now(engine, cut)
     if data_layout is None:
         known.note(engine.native, engine.buffer_size, destination, data, size, cut.nbytes, whole)
-    return await carried(engine, engine.upload(whole))
+    upload = engine.upload(whole)
+    del cut, whole
+    return await carried(engine, upload)
 
 
 async def carried(engine: Engine, upload: Upload) -> Any:
@@ -179,8 +188,8 @@ async def write(engine: Engine, lane: Lane, pieces: Iterator[Piece]) -> Filling:
             count += 1
             nbytes += piece.nbytes
             engine.check_lane(lane)
-            runs = None
-            if piece.nbytes > engine.inline_size:
+            runs: list[Run] | list[FileRun] | None = None
+            if piece.nbytes > engine.inline_size or piece.fill is None:
                 runs = piece.runs()
                 if runs is None:
                     runs = await run_sync(_gathered, piece)
@@ -204,13 +213,14 @@ class Filling:
         self._error: BaseException | None = None
         self.fence: Any = None  # of the last submit
 
-    def start(self, piece: Piece, runs: list[Run] | None, place: Place) -> None:
+    def start(self, piece: Piece, runs: list[Run] | list[FileRun] | None, place: Place) -> None:
         """Fill a place and stage its copy, now or, given `runs`, in threads."""
         engine, lane = self._engine, place.load.lane
         if lane.ended:
             engine.give_up(place)
             raise AllocationClosed("the batch or frame was abandoned, and this write with it")
         if runs is None:
+            assert piece.fill is not None
             try:
                 piece.fill(place.memory)
             except BaseException:

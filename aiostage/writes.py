@@ -11,6 +11,7 @@ import numpy.typing as npt
 from . import native
 from .data.arrays import WHOLE, as_array, as_items, is_shaped
 from .data.copies import BufferSlice, TextureCopy, check_buffer_copy, mip_extent
+from .data.files import FileRun
 from .data.formats import is_depth_stencil
 from .data.pieces import Piece
 from .engine.engine import Engine
@@ -53,7 +54,7 @@ def know_texels(engine: Engine, data: Any, data_layout: Any, size: Any, piece: P
     if size is None and not is_shaped(as_array(data), block):  # then it may be another one at another origin
         return
     runs = piece.runs()
-    if runs is None or len(runs) != 1:
+    if runs is None or len(runs) != 1 or isinstance(runs[0], FileRun):
         return
     forms = _forms.setdefault(texture.format, native.Forms(*block))
     width, height, layers = mip_extent(texture, copy.mip_level)

@@ -68,37 +68,29 @@ static inline void copy_run(uint8_t *to, const uint8_t *from, uint64_t bytes, ui
     }
 }
 
-void block_copy_share(const block *b, uint64_t share, uint64_t index) {
+block_runs block_begin(const block *b, uint64_t share, uint64_t index) {
     uint64_t cuts = cuts_of(b, share), each = rows_a_share(b, share), rows = rows_of(b);
     uint64_t first = index / cuts * each, last = first + each < rows ? first + each : rows;
-    uint64_t start = 0, bytes = b->run;
+    block_runs r = {.bytes = b->run, .left = last > first ? last - first : 0};
     if (cuts > 1) {
         uint64_t step = b->swap ? share / b->swap * b->swap : share;
-        start = index % cuts * step;
-        if (bytes - start < step) step = bytes - start;
-        bytes = step;
+        uint64_t start = index % cuts * step;
+        r.to = r.from = (int64_t)start;
+        r.bytes = b->run - start < step ? b->run - start : step;
     }
-    uint64_t at[BLOCK_DIMENSIONS] = {0};
-    uint8_t *to = b->to + start;
-    const uint8_t *from = b->from + start;
-    for (uint32_t i = 0; i < b->dimensions; i++) {  // where the first row is
-        uint64_t below = 1;
-        for (uint32_t k = i + 1; k < b->dimensions; k++) below *= b->count[k];
-        at[i] = first / below % b->count[i];
-        to += (int64_t)at[i] * b->to_step[i];
-        from += (int64_t)at[i] * b->from_step[i];
+    uint64_t below = 1;
+    for (uint32_t i = b->dimensions; i-- > 0; below *= b->count[i]) {  // where the first row is
+        r.at[i] = first / below % b->count[i];
+        r.to += (int64_t)r.at[i] * b->to_step[i];
+        r.from += (int64_t)r.at[i] * b->from_step[i];
     }
-    for (uint64_t row = first; row < last; row++) {
-        copy_run(to, from, bytes, b->swap);
-        for (uint32_t i = b->dimensions; i-- > 0;) {  // and the next
-            to += b->to_step[i];
-            from += b->from_step[i];
-            if (++at[i] < b->count[i]) break;
-            to -= b->to_step[i] * (int64_t)b->count[i];
-            from -= b->from_step[i] * (int64_t)b->count[i];
-            at[i] = 0;
-        }
-    }
+    return r;
+}
+
+void block_copy_share(const block *b, uint64_t share, uint64_t index) {
+    const block mine = *b;  // that the compiler knows nobody writes to meanwhile
+    for (block_runs r = block_begin(b, share, index); r.left; block_next(&mine, &r))
+        copy_run(mine.to + r.to, mine.from + r.from, r.bytes, mine.swap);
 }
 
 void block_copy(const block *b) { block_copy_share(b, UINT64_MAX / 2, 0); }

@@ -23,3 +23,23 @@ uint64_t block_bytes(const block *);
 uint64_t block_shares(const block *, uint64_t share);
 void block_copy_share(const block *, uint64_t share, uint64_t index);
 void block_copy(const block *);  // all of it
+
+// The runs of a share, one after another.
+typedef struct {
+    int64_t to, from;  // of the next, from where the block's first are
+    uint64_t bytes, left;  // of each, and how many
+    uint64_t at[BLOCK_DIMENSIONS];
+} block_runs;
+block_runs block_begin(const block *, uint64_t share, uint64_t index);
+
+static inline void block_next(const block *b, block_runs *r) {
+    r->left--;
+    for (uint32_t i = b->dimensions; i-- > 0;) {
+        r->to += b->to_step[i];
+        r->from += b->from_step[i];
+        if (++r->at[i] < b->count[i]) break;
+        r->to -= b->to_step[i] * (int64_t)b->count[i];
+        r->from -= b->from_step[i] * (int64_t)b->count[i];
+        r->at[i] = 0;
+    }
+}

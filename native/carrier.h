@@ -32,7 +32,7 @@ typedef struct {
 } carrier_copy;
 
 // A piece of a whole upload: a block of its data, and the copy that takes it on, whose source is yet to be found. Packed there
-// as well.
+// as well; the block alone, as far as the copy, is what `block_of_piece` takes.
 typedef struct {
     int64_t from;     // bytes from the start of the data
     uint64_t nbytes;  // of staging memory
@@ -62,7 +62,8 @@ enum {
     END_REACHED,   // id: the GPU has finished all up to this serial, which the loop was told of
     END_LOST,      // id: the serial that was not submitted, or 0 for the device; text: why
     END_POLLED,    // what `carrier_poll_soon` asked for was done, and what it found has been told
-    END_UPLOAD,    // id: the upload; status: 0, or why not all of it was submitted, text: more; value: its last submit's serial
+    END_UPLOAD,    // id: the upload; status: 0, or why not all of it was submitted, an errno or one of those below, text:
+                   // more; value: its last submit's serial
 };
 enum { JOB_DONE = 0, JOB_CANCELLED = -1, JOB_SHORT = -2, UPLOAD_LEFT_OUT = -3, UPLOAD_LOST = -4 };
 
@@ -95,7 +96,8 @@ void carrier_forget_buffer(carrier *, uint32_t);
 uint64_t carrier_copy_block(carrier *, const block *, void *owner, bool rings);
 // Many that are small: `blocks` is there as long as the owner is.
 uint64_t carrier_copy_blocks(carrier *, const block *blocks, uint64_t count, uint64_t bytes, void *owner, bool rings);
-uint64_t carrier_read_file(carrier *, uint8_t *to, int file, uint64_t position, uint64_t bytes, void *owner, bool rings);
+// From a file, where the block's first byte is at `position`; nothing is swapped.
+uint64_t carrier_read_block(carrier *, const block *, int file, uint64_t position, void *owner, bool rings);
 bool carrier_cancel(carrier *, uint64_t job);  // false: it has begun, and will end
 void *carrier_owner(carrier *, uint64_t job);  // takes it; of a job whose end was taken
 void carrier_each_owner(carrier *, void (*)(void *owner));  // takes all, uploads' too; no copier may run
@@ -125,9 +127,17 @@ uint32_t carrier_take_back(carrier *, ring *, uint8_t **address);  // one that i
 void carrier_want(carrier *, ring *, uint32_t count);              // so many more are END_BACK when they come back
 carrier_ring_counts carrier_count_ring(carrier *, ring *);
 int carrier_lent_state(carrier *, uint32_t buffer);
-// All pieces go to one destination, those to a buffer cut into `most` bytes. → its number, 0: the epoch has changed
-uint64_t carrier_upload(carrier *, ring *, const carrier_piece *, uint32_t count, uint64_t most, const void *data, void *owner,
+typedef struct {  // what an upload reads
+    const void *data;
+    int file;           // or -1; which stays open as long as the owner is there
+    uint64_t position;  // of the data in it
+    void *owner;
+} carrier_source;
+// All pieces go to one destination, those to a buffer cut into `most` bytes. If one cannot be read, those that nobody has
+// begun are dropped. → its number, 0: the epoch has changed
+uint64_t carrier_upload(carrier *, ring *, const carrier_piece *, uint32_t count, uint64_t most, const carrier_source *,
                         uint64_t epoch);
+block block_of_piece(const carrier_piece *, uint8_t *to, const uint8_t *data);  // of data in a file, NULL
 bool carrier_goes_to(carrier *, gpu_handle to);           // an upload that has not ended
 void carrier_cancel_upload(carrier *, uint64_t upload);  // of what has not begun; of one that was taken nothing is left
 void *carrier_take_upload(carrier *, uint64_t upload);   // → its owner; of one whose end was taken

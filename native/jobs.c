@@ -1,5 +1,4 @@
-// Copy threads, and what they do: fill staging memory from memory or from files.
-#include <errno.h>
+// Copy threads, and what they do: fill staging memory from memory, or from files.
 #include <stdlib.h>
 #include <string.h>
 
@@ -7,12 +6,6 @@
 
 #ifdef __linux__
 #include <sys/prctl.h>
-#endif
-
-#ifdef _WIN32
-intptr_t _get_osfhandle(int file);  // of <io.h>, which has another `tell`
-#else
-#include <unistd.h>
 #endif
 
 enum { FAN_OUT = 3 };  // threads that one wakes which was woken: waking all would take it longer than copying
@@ -43,7 +36,7 @@ void wake_copiers(carrier *c, uint64_t most) {
 
 void queue_job(carrier *c, job *j) {
     if (j->blocks) j->shares = (j->block_count + j->blocks_a_share - 1) / j->blocks_a_share;
-    else j->shares = j->file < 0 ? block_shares(&j->block, SHARE) : (j->bytes + SHARE - 1) / SHARE;
+    else j->shares = block_shares(&j->block, SHARE);
     c->unfinished_jobs++;
     if (c->last_job) c->last_job->next = j;
     else c->first_job = j;
@@ -83,12 +76,11 @@ uint64_t carrier_copy_blocks(carrier *c, const block *blocks, uint64_t count, ui
     return add_job(c, j);
 }
 
-uint64_t carrier_read_file(carrier *c, uint8_t *to, int file, uint64_t position, uint64_t bytes, void *owner, bool rings) {
+uint64_t carrier_read_block(carrier *c, const block *b, int file, uint64_t position, void *owner, bool rings) {
     job *j = grab(sizeof *j);
-    j->block.to = to;
+    j->block = *b;
     j->file = file;
     j->position = position;
-    j->bytes = bytes;
     j->owner = owner;
     j->rings = rings;
     return add_job(c, j);
@@ -174,26 +166,6 @@ void carrier_each_owner(carrier *c, void (*take)(void *)) {
 
 // -- doing them --
 
-static int read_at(int file, uint8_t *to, uint64_t position, uint64_t bytes) {
-    while (bytes) {
-#ifdef _WIN32
-        OVERLAPPED at = {.Offset = (DWORD)position, .OffsetHigh = (DWORD)(position >> 32)};
-        DWORD got = 0;
-        if (!ReadFile((HANDLE)_get_osfhandle(file), to, (DWORD)bytes, &got, &at))
-            return GetLastError() == ERROR_HANDLE_EOF ? JOB_SHORT : EIO;
-#else
-        ssize_t got = pread(file, to, bytes, (off_t)position);
-        if (got < 0 && errno == EINTR) continue;
-        if (got < 0) return errno;
-#endif
-        if (got == 0) return JOB_SHORT;
-        to += got;
-        position += (uint64_t)got;
-        bytes -= (uint64_t)got;
-    }
-    return JOB_DONE;
-}
-
 static void copy_blocks(const job *j, uint64_t index) {
     uint64_t first = index * j->blocks_a_share, last = first + j->blocks_a_share;
     for (uint64_t i = first; i < last && i < j->block_count; i++) block_copy(&j->blocks[i]);
@@ -204,12 +176,9 @@ static int do_share(const job *j, uint64_t index) {
         copy_blocks(j, index);
         return JOB_DONE;
     }
-    if (j->file < 0) {
-        block_copy_share(&j->block, SHARE, index);
-        return JOB_DONE;
-    }
-    uint64_t start = index * SHARE, bytes = j->bytes - start < SHARE ? j->bytes - start : SHARE;
-    return read_at(j->file, j->block.to + start, j->position + start, bytes);
+    if (j->file >= 0) return read_share(&j->block, j->file, j->position, SHARE, index);
+    block_copy_share(&j->block, SHARE, index);
+    return JOB_DONE;
 }
 
 // With the lock, which is given away meanwhile: shares of it, beside others, until none is left. The last to leave ends it.
@@ -223,6 +192,7 @@ static void run_job(carrier *c, job *j) {
     for (uint64_t index; (index = atomic_fetch_add(&j->begun, 1)) < j->shares;) {
         int failed = do_share(j, index);
         if (status == JOB_DONE) status = failed;
+        if (failed) atomic_store(&j->begun, j->shares);  // nobody needs the others
     }
     mutex_lock(&c->lock);
     unqueue(c, j);

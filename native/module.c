@@ -46,6 +46,14 @@ static Py_buffer *owner_of(PyObject *data) {
     return NULL;
 }
 
+// One that has no memory: an object that only has to be there.
+static Py_buffer *owner_that_keeps(PyObject *object) {
+    Py_buffer *owner = calloc(1, sizeof *owner);
+    if (!owner) PyErr_NoMemory();
+    else owner->obj = Py_NewRef(object);  // which releasing it lets go
+    return owner;
+}
+
 static void release_owner(void *owner) {
     if (!owner) return;
     PyBuffer_Release(owner);
@@ -253,18 +261,27 @@ static PyObject *Carrier_copy_plan(PyObject *self, PyObject *args) {
     uint64_t nbytes;
     if (!PyArg_ParseTuple(args, "OKKp:copy_plan", &plan, &first, &last, &rings)) return NULL;
     const block *blocks = blocks_of(plan, first, last, &nbytes);
-    Py_buffer *owner = blocks ? calloc(1, sizeof *owner) : NULL;
-    if (!owner) return blocks ? PyErr_NoMemory() : NULL;
-    owner->obj = Py_NewRef(plan);  // so that releasing it lets the plan go
+    Py_buffer *owner = blocks ? owner_that_keeps(plan) : NULL;
+    if (!owner) return NULL;
     return PyLong_FromUnsignedLongLong(carrier_copy_blocks(c, blocks, last - first, nbytes, owner, rings));
 }
 
 static PyObject *Carrier_read(PyObject *self, PyObject *args) {
     SELF;
-    unsigned long long to, position, bytes;
+    PyObject *keeps;
+    unsigned long long to, position;
+    const char *bytes;
+    Py_ssize_t length;
     int file, rings;
-    if (!PyArg_ParseTuple(args, "KiKKp:read", &to, &file, &position, &bytes, &rings)) return NULL;
-    return PyLong_FromUnsignedLongLong(carrier_read_file(c, (uint8_t *)(uintptr_t)to, file, position, bytes, NULL, rings));
+    if (!PyArg_ParseTuple(args, "OiKKy#p:read", &keeps, &file, &position, &to, &bytes, &length, &rings)) return NULL;
+    if (length != (Py_ssize_t)offsetof(carrier_piece, copy))
+        return PyErr_Format(PyExc_ValueError, "a block has %zu bytes", offsetof(carrier_piece, copy));
+    Py_buffer *owner = owner_that_keeps(keeps);
+    if (!owner) return NULL;
+    carrier_piece piece = {0};
+    memcpy(&piece, bytes, (size_t)length);
+    block b = block_of_piece(&piece, (uint8_t *)(uintptr_t)to, NULL);
+    return PyLong_FromUnsignedLongLong(carrier_read_block(c, &b, file, position + (uint64_t)piece.from, owner, rings));
 }
 
 static PyObject *Carrier_cancel(PyObject *self, PyObject *job) {
@@ -339,17 +356,19 @@ static PyObject *Carrier_lent_state(PyObject *self, PyObject *number) {
 
 static PyObject *Carrier_upload(PyObject *self, PyObject *args) {
     SELF;
-    unsigned long long at, most, epoch;
+    unsigned long long at, position, most, epoch;
     PyObject *data;
+    int file;
     const char *pieces;
     Py_ssize_t length;
-    if (!PyArg_ParseTuple(args, "KOy#KK:upload", &at, &data, &pieces, &length, &most, &epoch)) return NULL;
+    if (!PyArg_ParseTuple(args, "KOiKy#KK:upload", &at, &data, &file, &position, &pieces, &length, &most, &epoch)) return NULL;
     if (!length || length % (Py_ssize_t)sizeof(carrier_piece))
         return PyErr_Format(PyExc_ValueError, "a piece has %zu bytes", sizeof(carrier_piece));
-    Py_buffer *owner = owner_of(data);
+    Py_buffer *owner = file < 0 ? owner_of(data) : owner_that_keeps(data);
     if (!owner) return NULL;
+    carrier_source source = {owner->buf, file, position, owner};
     uint64_t upload = carrier_upload(c, (ring *)(uintptr_t)at, (const carrier_piece *)pieces,
-                                     (uint32_t)((size_t)length / sizeof(carrier_piece)), most, owner->buf, owner, epoch);
+                                     (uint32_t)((size_t)length / sizeof(carrier_piece)), most, &source, epoch);
     if (!upload) release_owner(owner);
     return PyLong_FromUnsignedLongLong(upload);
 }
@@ -364,7 +383,8 @@ static PyObject *Carrier_upload_bytes(PyObject *self, PyObject *args) {
     if (!owner) return NULL;
     carrier_piece piece = {.from = (int64_t)start, .nbytes = nbytes, .run = nbytes,
                            .copy = {.kind = COPY_TO_BUFFER, .to = to, .to_offset = to_offset, .size = nbytes}};
-    uint64_t upload = carrier_upload(c, (ring *)(uintptr_t)at, &piece, 1, most, owner->buf, owner, epoch);
+    carrier_source source = {owner->buf, -1, 0, owner};
+    uint64_t upload = carrier_upload(c, (ring *)(uintptr_t)at, &piece, 1, most, &source, epoch);
     if (!upload) release_owner(owner);
     return PyLong_FromUnsignedLongLong(upload);
 }
@@ -384,7 +404,8 @@ static PyObject *Carrier_upload_known(PyObject *self, PyObject *const *args, Py_
     uint64_t nbytes = (uint64_t)owner->len;
     carrier_piece piece = {.nbytes = nbytes, .run = nbytes,
                            .copy = {.kind = COPY_TO_BUFFER, .to = w.handle, .to_offset = w.offset, .size = nbytes}};
-    uint64_t upload = carrier_upload(c, r, &piece, 1, most, owner->buf, owner, w.epoch);
+    carrier_source source = {owner->buf, -1, 0, owner};
+    uint64_t upload = carrier_upload(c, r, &piece, 1, most, &source, w.epoch);
     if (!upload) release_owner(owner);
     return upload ? PyLong_FromUnsignedLongLong(upload) : PyLong_FromLong(STALE);
 }
@@ -486,7 +507,7 @@ static PyMethodDef Carrier_methods[] = {
     {"forget_buffer", Carrier_forget_buffer, METH_O, "A buffer is about to be destroyed."},
     {"copy", Carrier_copy, METH_VARARGS, "(data, address, steps, swap, rings) → job."},
     {"copy_plan", Carrier_copy_plan, METH_VARARGS, "(plan, first, last, rings) → job, for writes that were recorded."},
-    {"read", Carrier_read, METH_VARARGS, "(address, file, position, bytes, rings) → job."},
+    {"read", Carrier_read, METH_VARARGS, "(what keeps the file, file, position, address, block, rings) → job."},
     {"cancel", Carrier_cancel, METH_O, "Whether the job had not begun, and never will."},
     {"add_ring", Carrier_add_ring, METH_NOARGS, "→ a number for those below."},
     {"drop_ring", Carrier_drop_ring, METH_O, "Whose buffers were forgotten."},
@@ -495,7 +516,9 @@ static PyMethodDef Carrier_methods[] = {
     {"want", Carrier_want, METH_VARARGS, "(ring, count): that many of those that come back are to be BACK."},
     {"ring_counts", Carrier_ring_counts, METH_O, "carrier_ring_counts, in order."},
     {"lent_state", Carrier_lent_state, METH_O, "LENT_IDLE, LENT_FILLING or LENT_AWAY."},
-    {"upload", Carrier_upload, METH_VARARGS, "(ring, data, pieces, most, epoch) → upload; 0: something is gone since the epoch."},
+    {"upload", Carrier_upload, METH_VARARGS,
+     "(ring, data, -1, 0, pieces, most, epoch) → upload; 0: something is gone since the epoch. From a file: what keeps it, it,\n"
+     "and where the data begin there, in place of the three after the ring."},
     {"upload_bytes", Carrier_upload_bytes, METH_VARARGS,
      "(ring, contiguous data, start, bytes, buffer, offset, most, epoch) → upload, likewise."},
     {"upload_known", (PyCFunction)(void (*)(void))Carrier_upload_known, METH_FASTCALL,

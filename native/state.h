@@ -1,6 +1,5 @@
-// What the parts of the carrier share: jobs.c fills staging buffers, gpu.c submits and polls, uploads.c has whole
-// uploads, fate.c knows what is gone,
-// ends.c tells. Each field says under which lock it is used.
+// What the parts of the carrier share: jobs.c fills staging buffers, from files by files.c, gpu.c submits and polls,
+// uploads.c has whole uploads, fate.c knows what is gone, ends.c tells. Each field says under which lock it is used.
 #pragma once
 #include <stdatomic.h>
 
@@ -18,8 +17,8 @@ struct job {
     job *next;  // in the queue
     uint64_t id;
     block block;
-    int file;  // or -1
-    uint64_t position, bytes;
+    int file;           // that it reads, or -1
+    uint64_t position;  // there, of the block's first byte: in place of `block.from`
     const block *blocks;  // many small ones in place of `block`, so many to a share; the owner has them
     uint64_t block_count, blocks_a_share;
     uint64_t shares;
@@ -136,6 +135,9 @@ job *find_job(carrier *, uint64_t id);  // with the lock, as all that follows
 void queue_job(carrier *, job *);
 void forget_queue(carrier *);
 void wake_copiers(carrier *, uint64_t most);
+
+// files.c → JOB_DONE, JOB_SHORT or an errno
+int read_share(const block *, int file, uint64_t position, uint64_t share, uint64_t index);
 
 // uploads.c, with the lock
 bool begin_piece(carrier *);                 // queues the job of the next that has a place

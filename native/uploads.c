@@ -27,8 +27,7 @@ struct upload {
     char *gone;       // why nothing may go there any more: not what is being copied either
     uint64_t serial;  // of the last submit
     double since;     // that a piece waits for a buffer, or 0
-    const uint8_t *data;
-    void *owner;  // of the data
+    carrier_source source;
     carrier_piece pieces[];
 };
 
@@ -229,6 +228,15 @@ bool pieces_wait(const carrier *c) {
     return false;
 }
 
+block block_of_piece(const carrier_piece *p, uint8_t *to, const uint8_t *data) {
+    block b = {.to = to, .from = data ? data + p->from : NULL, .run = p->run, .swap = p->swap, .dimensions = p->dimensions};
+    memcpy(b.count, p->count, sizeof b.count);
+    memcpy(b.to_step, p->to_step, sizeof b.to_step);
+    memcpy(b.from_step, p->from_step, sizeof b.from_step);
+    block_simplify(&b);
+    return b;
+}
+
 bool begin_piece(carrier *c) {
     for (ring *r = c->rings; r && !c->lost; r = r->next) {
         upload *u = next_of(r);
@@ -250,13 +258,9 @@ bool begin_piece(carrier *c) {
         b->taken += p->nbytes;
         b->writers++;
         job *j = grab(sizeof *j);
-        *j = (job){.file = -1, .upload = u, .piece = p, .into = b};
-        j->block = (block){.to = b->address + b->head, .from = u->data + p->from, .run = p->run,
-                           .swap = p->swap, .dimensions = p->dimensions};
-        memcpy(j->block.count, p->count, sizeof p->count);
-        memcpy(j->block.to_step, p->to_step, sizeof p->to_step);
-        memcpy(j->block.from_step, p->from_step, sizeof p->from_step);
-        block_simplify(&j->block);
+        *j = (job){.file = u->source.file, .upload = u, .piece = p, .into = b};
+        j->block = block_of_piece(p, b->address + b->head, u->source.data);
+        j->position = u->source.position + (uint64_t)p->from;
         b->head = (b->head + p->nbytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
         queue_job(c, j);
         return true;
@@ -267,8 +271,14 @@ bool begin_piece(carrier *c) {
 void piece_copied(carrier *c, job *j) {
     staging *b = j->into;
     departure *d = b->load;
-    add_copy(d, &j->piece->copy, j->upload);
-    if (j->upload->gone) leave_out(d, d->copy_count - 1, j->upload->gone);
+    upload *u = j->upload;
+    add_copy(d, &j->piece->copy, u);
+    if (u->gone) leave_out(d, d->copy_count - 1, u->gone);
+    if (j->status != JOB_DONE) {
+        leave_out(d, d->copy_count - 1, "its data could not be read");
+        if (u->status == JOB_DONE) u->status = j->status;
+        drop_rest(c, u, j->status, NULL);
+    }
     b->writers--;
     if (!b->writers && (b != b->ring->filling || !next_of(b->ring) || c->lost)) {
         if (b == b->ring->filling) b->ring->filling = NULL;
@@ -414,13 +424,12 @@ static void free_upload(carrier *c, upload *u) {
     free(u);
 }
 
-uint64_t carrier_upload(carrier *c, ring *r, const carrier_piece *pieces, uint32_t count, uint64_t most, const void *data,
-                        void *owner, uint64_t checked_at) {
+uint64_t carrier_upload(carrier *c, ring *r, const carrier_piece *pieces, uint32_t count, uint64_t most,
+                        const carrier_source *source, uint64_t checked_at) {
     uint64_t number = 0;
     bool wakes = false;
     upload *u = make_upload(r, pieces, count, most);
-    u->data = data;
-    u->owner = owner;
+    u->source = *source;
     (u->to_texture ? c->gpu.keep_texture : c->gpu.keep_buffer)(u->to);
     fate_lock();
     if (checked_at == carrier_epoch()) {
@@ -465,7 +474,7 @@ void carrier_cancel_upload(carrier *c, uint64_t number) {
 void *carrier_take_upload(carrier *c, uint64_t number) {
     mutex_lock(&c->lock);
     upload *u = find_upload(c, number);
-    void *owner = u->owner;
+    void *owner = u->source.owner;
     c->unfinished_uploads--;
     unlink_upload(c, u);
     mutex_unlock(&c->lock);
@@ -486,8 +495,8 @@ void leave_out_uploads(carrier *c, gpu_handle resource, const char *why) {
 
 void each_upload_owner(carrier *c, void (*take)(void *)) {
     for (upload *u = c->uploads; u; u = u->after) {
-        if (u->owner) take(u->owner);
-        u->owner = NULL;
+        if (u->source.owner) take(u->source.owner);
+        u->source.owner = NULL;
     }
 }
 

@@ -173,7 +173,12 @@ NATIVE_MUTANTS = [
         "if (lost || is_lost(c)) c->outstanding",
         "if (lost) c->outstanding",
     ),
-    Mutant("native: the second share of a file is its first", "jobs.c", "j->position + start", "j->position"),
+    Mutant(
+        "native: the second share of a file is its first",
+        "files.c",
+        "status = read_rows(file, rows, count, position + (uint64_t)first);",
+        "status = read_rows(file, rows, count, position);",
+    ),
     Mutant("native: what has begun is cancelled", "jobs.c", "!j->ended && j->helpers == 0", "!j->ended"),
     Mutant(
         "native: a first use is not made",
@@ -210,6 +215,30 @@ NATIVE_MUTANTS = [
         "native: a buffer is lent again that is wanted", "uploads.c", "    if (r->wanted) {", "    if (r->wanted > 9) {"
     ),
     Mutant(
+        "native: a piece goes that could not be read",
+        "uploads.c",
+        'leave_out(d, d->copy_count - 1, "its data could not be read");',
+        "",
+    ),
+    Mutant(
+        "native: what could not be read ends as if it were",
+        "uploads.c",
+        "if (u->status == JOB_DONE) u->status = j->status;",
+        "",
+    ),
+    Mutant(
+        "native: an upload goes on that could not be read",
+        "uploads.c",
+        "        drop_rest(c, u, j->status, NULL);\n",
+        "",
+    ),
+    Mutant(
+        "native: what was read of a row is read again",
+        "files.c",
+        "        position += (uint64_t)got;\n        for",
+        "        for",
+    ),
+    Mutant(
         "native: a piece ends twice",
         "gpu.c",
         "end_piece(c, d, i, made);",
@@ -221,7 +250,7 @@ NATIVE_MUTANTS = [
         "    pull(u->ring, u);\n    u->count = u->begun;\n",
         "",
     ),
-    Mutant("native: a piece goes to what went while it was copied", "uploads.c", "if (j->upload->gone)", "if (0)"),
+    Mutant("native: a piece goes to what went while it was copied", "uploads.c", "if (u->gone)", "if (0)"),
     Mutant(
         "native: bytes are in flight for ever",
         "uploads.c",

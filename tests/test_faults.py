@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import signal
+import tempfile
 from collections.abc import Awaitable, Callable, Coroutine, Generator
 from functools import partial
 from typing import Any, NamedTuple
@@ -30,10 +31,14 @@ import aiostage
 import aiostage.textures
 from aiostage import BufferState, KiB, MemoryBudget, MiB, StagingRing
 from aiostage.data import pieces
+from aiostage.data.files import FileRange
 from aiostage.pools import BufferPool
 
 BUFFER = 1024  # bytes in each of the ring's three staging buffers
 RAW = 5  # what every byte of the scene's own uploads is
+FILE = tempfile.TemporaryFile()  # noqa: SIM115 - it is needed as long as there are tests
+FILE.write(bytes([RAW]) * 5 * BUFFER)
+FILE.flush()
 BC1 = ktx2("bc1-rgba-unorm", (16, 16), [bytes([RAW]) * 8 * n for n in (16, 4, 1)])
 
 
@@ -145,6 +150,19 @@ async def write_more_than_the_ring(stage: Stage) -> None:
     await stage.ring.write_buffer(stage.target, 0, bytes([RAW]) * 5 * BUFFER)
 
 
+async def write_file(stage: Stage) -> None:
+    with FileRange(FILE, 0, 5 * BUFFER) as file:
+        await stage.ring.write_buffer(stage.target, 0, file)
+
+
+async def batch_of_files(stage: Stage) -> None:
+    with FileRange(FILE, 0, 4 * BUFFER) as file, FileRange(FILE, shape=(16, 16, 4)) as texels:
+        async with stage.ring.batch() as batch:
+            await batch.write_buffer(stage.target, 16, file)
+            await batch.write_texture({"texture": stage.texture}, texels)
+        await batch.fence
+
+
 async def write_texture(stage: Stage) -> None:
     await stage.ring.write_texture({"texture": stage.texture}, bytes([RAW]) * 64 * 64 * 4)
 
@@ -244,6 +262,8 @@ SCENES = {
     "write_buffer, that waits": Entry(write_small, 1, full),
     "write_buffer, larger than the ring": Entry(write_more_than_the_ring, 1),
     "write_texture, larger than the ring": Entry(write_texture, 1),
+    "write_buffer, from a file": Entry(write_file, 1),
+    "batch, from files": Entry(batch_of_files, 3),
     "batch, larger than the ring": Entry(batch, 3),
     "frame": Entry(frames, 3),
     "stats": Entry(stats, 1),

@@ -35,7 +35,8 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     sources = [source for source in NATIVE.glob("*.c") if source.name not in ("module.c", "writes.c")]
     sources += [NATIVE / "tests" / "simulated_gpu.c", NATIVE / "tests" / "random_schedules.c"]
     more = shlex.split(os.environ.get("AIOSTAGE_CFLAGS", ""))
-    words = [*COMPILER, *FLAGS, *more, *map(str, sources), "-Wl,--wrap=calloc,--wrap=free", "-o", str(path)]
+    wrapped = "-Wl,--wrap=calloc,--wrap=free,--wrap=pread,--wrap=preadv"
+    words = [*COMPILER, *FLAGS, *more, *map(str, sources), wrapped, "-o", str(path)]
     result = subprocess.run(words, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     return path

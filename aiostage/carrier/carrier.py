@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 import time
@@ -13,12 +14,13 @@ from weakref import WeakMethod, finalize
 from .. import exits, native
 from ..data.arrays import WHOLE
 from ..data.copies import BufferCopy, Copy, Staged
+from ..data.files import Descriptor, FileRun, Stored
 from ..data.pieces import Whole
 from ..errors import CannotStartThread, DeviceLost, InvalidCopy, StagingError
 from ..events import DEBUG, event, logger
 from ..gpu.protocol import Native
 from ..loop import LoopPort
-from .departure import Departure, Source, copy_at, pack, pack_pieces
+from .departure import Departure, Source, copy_at, pack, pack_pieces, pack_run
 
 Ended = Callable[[int, BaseException | None], object]
 """Called on the loop with a job and what went wrong with it, or None."""
@@ -31,7 +33,7 @@ _ALL = 1 << 30
 _AT_ONCE = 2
 """Ends that the loop is told of in a turn: each wakes somebody for some 30 µs, and others want their turn."""
 
-_CANCELLED, _SHORT, _LEFT_OUT = -1, -2, -3
+_CANCELLED, _SHORT, _LEFT_OUT, _LOST = -1, -2, -3, -4
 _UPLOAD = native.UPLOAD
 _CERTAIN = tuple(WHOLE)
 
@@ -104,6 +106,17 @@ class Carrier:
         """
         job = self._native.copy(data, address, steps, swap, rings)
         self._jobs[job] = ended
+        self._go_on()
+        return job
+
+    def read(self, run: FileRun, address: int, ended: Ended, rings: bool = True) -> int:
+        """Read bytes of a file to an address. The file stays open until the end of that, or of the carrier.
+
+        :returns: the job, as `copy` does.
+        """
+        source = run.source
+        job = self._native.read(source, source.fd, run.position, address, pack_run(run), rings)
+        self._jobs[job] = lambda job, error: ended(job, _of_file(error, source))
         self._go_on()
         return job
 
@@ -232,12 +245,15 @@ class Carrier:
         return self._native.goes_to(self._device.handle(destination))
 
     def _post(self, ring: int, whole: Whole, most: int, epoch: int) -> int:
-        part = whole.parts[0]
+        array, part = whole.array, whole.parts[0]
+        if isinstance(array, Stored):
+            records = pack_pieces(self._device, whole.parts)
+            return self._native.upload(ring, array.source, array.source.fd, array.offset, records, most, epoch)
         if type(copy := part.copy) is BufferCopy:
             where = part.start, part.run, self._device.handle(copy.destination), copy.destination_offset
-            return self._native.upload_bytes(ring, whole.array, *where, most, epoch)
+            return self._native.upload_bytes(ring, array, *where, most, epoch)
         records = whole.records or pack_pieces(self._device, whole.parts)
-        return self._native.upload(ring, whole.array, records, most, epoch)
+        return self._native.upload(ring, array, -1, 0, records, most, epoch)
 
     def cancel_upload(self, upload: int) -> None:
         """Begin no more of it. What was begun is submitted; its end is told of all the same."""
@@ -297,8 +313,12 @@ class Carrier:
             error = StagingError("the upload was cancelled before all of it was submitted")
         elif status == _LEFT_OUT:
             error = InvalidCopy(f"{_first_copy(what)!r}: {text}")
-        elif status:
+        elif status == _LOST:
             error = DeviceLost(text or "the device was lost before the submit")
+        elif status:
+            assert isinstance(what, Whole)
+            assert isinstance(what.array, Stored)
+            error = _of_file(_error_of(status), what.array.source)
         elif isinstance(what, Whole):
             self._device.note_use([part.copy for part in what.parts])
         if logger.isEnabledFor(DEBUG):
@@ -411,7 +431,14 @@ def _error_of(status: int) -> BaseException | None:
         return StagingError("the write was cancelled before it began")
     if status == _SHORT:
         return EOFError("the file ends before the bytes that were to be read")
-    return OSError(status, "a file could not be read")
+    return OSError(status, os.strerror(status))
+
+
+def _of_file(error: BaseException | None, source: Descriptor) -> BaseException | None:
+    """The same, with the name of the file that it is about."""
+    if isinstance(error, EOFError):
+        return EOFError(f"{source.name!r} ends before the bytes that were to be read")
+    return OSError(error.errno, error.strerror, source.name) if isinstance(error, OSError) else error
 
 
 def _watch(carrier: native.Carrier, port: LoopPort, hear: WeakMethod[Callable[[int], None]]) -> Callable[[], object]:

@@ -6,7 +6,8 @@ import struct
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-from ..data.copies import RECORD, TO_BUFFER, TO_TEXTURE, BufferCopy, Copy, SmallCopies, Staged, TextureCopy
+from ..data.copies import RECORD, TO_BUFFER, TO_TEXTURE, UNREAD, BufferCopy, Copy, SmallCopies, Staged, TextureCopy
+from ..data.files import FileRun
 from ..data.pieces import Part
 from ..errors import InvalidCopy, StagingError
 from ..gpu.protocol import Native
@@ -83,7 +84,10 @@ class Departure:
             key = id(copy.destination)
             if key not in reasons:
                 reasons[key] = native.unusable(copy)
-            if (reason := reasons[key]) is None:
+            reason = reasons[key]
+            if not isinstance(copy, SmallCopies) and copy.job == UNREAD:
+                self.fail(copy, "its data could not be read")
+            elif reason is None:
                 good.append(copy)
             else:
                 for each in copy if isinstance(copy, SmallCopies) else (copy,):
@@ -120,11 +124,20 @@ def pack_pieces(native: Native, parts: Sequence[Part]) -> bytes:
     return b"".join([_pack_piece(part) + _pack(native, part.copy, set()) for part in parts])
 
 
+def pack_run(run: FileRun) -> bytes:
+    """The record of a block of a file."""
+    return _pack_block(0, 0, run, 0)
+
+
 def _pack_piece(part: Part) -> bytes:
-    axes = len(part.shape)
+    return _pack_block(part.start, part.copy.nbytes, part, part.swap)
+
+
+def _pack_block(start: int, nbytes: int, block: Part | FileRun, swap: int) -> bytes:
+    axes = len(block.shape)
     rest = (0,) * (5 - axes)
-    blocks = (*part.shape, *rest, *part.steps, *rest, *part.strides, *rest)
-    return _PIECE.pack(part.start, part.copy.nbytes, part.run, part.swap, axes, *blocks)
+    steps = (*block.shape, *rest, *block.steps, *rest, *block.strides, *rest)
+    return _PIECE.pack(start, nbytes, block.run, swap, axes, *steps)
 
 
 def _pack(native: Native, copy: Staged, used: set[tuple[int, int]]) -> bytes:

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import InvalidCopy
+from .files import Stored, place_of
 from .formats import TexelBlock, numpy_layout
 
 Array = npt.NDArray[Any]
@@ -178,10 +179,8 @@ class Scattered:
         self.strides = strides
 
     def __getitem__(self, window: tuple[slice, slice, slice]) -> Scattered:
-        ranges = [range(n)[part] for n, part in zip(self.shape, window, strict=False)]
-        offset = self.offset + sum(r.start * step for r, step in zip(ranges, self.strides, strict=False))
-        layers, rows, columns = map(len, ranges)
-        return Scattered(self.array, offset, (layers, rows, columns, self.shape[3]), self.strides)
+        offset, (layers, rows, columns, nbytes) = place_of(window, self.shape, self.strides)
+        return Scattered(self.array, self.offset + offset, (layers, rows, columns, nbytes), self.strides)
 
     def gather(self) -> Array:
         """The blocks, in memory of their own: no more of the array than from the first of them to the last."""
@@ -191,15 +190,15 @@ class Scattered:
         return np.ndarray(self.shape, np.uint8, flat, 0, self.strides)
 
 
-Blocks = Array | Scattered
+Blocks = Array | Scattered | Stored
 
 
-def copy_blocks(memory: Bytes, source: Blocks, stride: int) -> None:
+def copy_blocks(memory: Bytes, source: Array | Scattered, stride: int) -> None:
     """Like `copy_texels`."""
     copy_texels(memory, source.gather() if isinstance(source, Scattered) else source, stride)
 
 
-def texel_runs(source: Blocks, stride: int) -> list[Run] | None:
+def texel_runs(source: Array | Scattered, stride: int) -> list[Run] | None:
     """Blocks (layers, block rows, block columns, items) as runs to rows `stride` bytes apart; None: they have to be
     gathered, or converted, by Python."""
     if isinstance(source, Scattered):
@@ -234,12 +233,12 @@ def copy_texels(memory: Bytes, source: Array, stride: int) -> None:
     np.copyto(target, source)
 
 
-def is_raw(array: Array) -> bool:
+def is_raw(array: Array | Stored) -> bool:
     """Whether its items are bytes, and not values."""
     return (array.dtype.kind in "VS" and array.dtype.names is None) or array.dtype == np.uint8
 
 
-def check_texels(array: Array, format: str, block: TexelBlock) -> None:
+def check_texels(array: Array | Stored, format: str, block: TexelBlock) -> None:
     """:raises InvalidCopy: the items are of another kind than the texels of this format."""
     dtype, layout = array.dtype, numpy_layout(format)
     if is_raw(array):
@@ -277,8 +276,10 @@ def _wrong_kind(dtype: np.dtype[Any], format: str, texel: np.dtype[Any], channel
     return f"data of {dtype} for {format}, whose texels are {channels} of {texel.name}: give {way}, or the bytes"
 
 
-def as_blocks(array: Array, block: TexelBlock, dimension: str, room: tuple[int, int, int]) -> Array | None:
-    """`array` as (layers, block rows, block columns, items of a block) by its shape, or None.
+def shape_of_blocks(
+    array: Array | Stored, block: TexelBlock, dimension: str, room: tuple[int, int, int]
+) -> tuple[int, ...] | None:
+    """(layers, block rows, block columns, items of a block) of `array` by its shape, or None.
 
     A last axis of length 1 may be the only channel of an image, or one column of each of several: what fits in `room`,
     (layers, block rows, block columns), decides.
@@ -286,23 +287,22 @@ def as_blocks(array: Array, block: TexelBlock, dimension: str, room: tuple[int, 
     :raises InvalidCopy: both fit.
     """
     fewest, most = (1, 1) if dimension == "1d" else (2, 3)
+    shape = array.shape
     if array.itemsize == block.nbytes:
-        if array.ndim <= most and not (array.ndim == most == 3 and _is_image(array.shape, room)):
-            array = array[..., np.newaxis]
-        elif array.shape[-1] != 1:
+        if len(shape) <= most and not (len(shape) == most == 3 and _is_image(shape, room)):
+            shape = (*shape, 1)
+        elif shape[-1] != 1:
             return None
-    elif not array.ndim or array.shape[-1] * array.itemsize != block.nbytes:
+    elif not shape or shape[-1] * array.itemsize != block.nbytes:
         return None
-    spatial = array.ndim - 1
-    if not fewest <= spatial <= most:
-        return None
-    return array[(np.newaxis,) * (3 - spatial)]
+    spatial = len(shape) - 1
+    return (1,) * (3 - spatial) + shape if fewest <= spatial <= most else None
 
 
 def is_shaped(array: Array, block: TexelBlock) -> bool:
     """Whether the shape alone tells what the texel blocks of a 2D texture are, whatever `room` there is."""
     may_be_image = array.itemsize == block.nbytes and array.ndim == 3 and array.shape[2] == 1
-    return not may_be_image and as_blocks(array, block, "2d", (0, 0, 0)) is not None
+    return not may_be_image and shape_of_blocks(array, block, "2d", (0, 0, 0)) is not None
 
 
 def _is_image(shape: tuple[int, ...], room: tuple[int, int, int]) -> bool:

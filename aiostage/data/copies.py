@@ -19,6 +19,10 @@ _BUFFER_COPY_DST = 0x8
 _TEXTURE_COPY_DST = 0x2
 
 
+UNREAD = -1
+"""In place of the job that was to fill a copy's source, and failed."""
+
+
 class BufferSlice:
     """Stands for `size` bytes of `buffer` as the destination of a copy: the base of `aiostage.pools.BufferRange`."""
 

@@ -8,7 +8,6 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from ..errors import AllocationTooLarge, InvalidCopy
 from .arrays import (
@@ -18,7 +17,6 @@ from .arrays import (
     Run,
     Scattered,
     as_array,
-    as_blocks,
     as_items,
     byte_runs,
     check_texels,
@@ -26,6 +24,7 @@ from .arrays import (
     copy_bytes,
     is_raw,
     row_steps,
+    shape_of_blocks,
     texel_runs,
 )
 from .copies import (
@@ -42,6 +41,7 @@ from .copies import (
     resolve_destination,
     whole,
 )
+from .files import FileRange, FileRun, Stored
 from .formats import TexelBlock, is_depth_stencil, padded_row
 
 ALIGNMENT = 16
@@ -52,11 +52,11 @@ class Piece(NamedTuple):
     """A part of an upload that fits in a staging buffer."""
 
     nbytes: int
-    fill: Callable[[Bytes], object]
-    """Write the piece to these bytes of staging memory."""
+    fill: Callable[[Bytes], object] | None
+    """Write the piece to these bytes of staging memory. None: it is to be read from a file, which threads do."""
     copy: Callable[[Any, int], Copy]
     """The copy command for the piece at an offset of a staging buffer."""
-    runs: Callable[[], list[Run] | None]
+    runs: Callable[[], list[Run] | list[FileRun] | None]
     """The same as `fill`, for threads that know nothing of Python; None: it takes Python."""
 
 
@@ -79,7 +79,7 @@ class Part(NamedTuple):
 class Whole(NamedTuple):
     """A whole upload that the carrier can cut, copy and submit by itself."""
 
-    array: Array
+    array: Array | Stored
     parts: list[Part]
     """Texels cut to fit in staging buffers; bytes are one, of whatever length."""
     records: bytes | None = None
@@ -95,13 +95,15 @@ class Cut(NamedTuple):
     pieces: Iterator[Piece]
     whole: Callable[[], Whole | None]
     """None: it takes Python."""
+    is_stored: bool = False
+    """In a file, and so nothing for the loop, however small it is."""
 
 
 def from_buffer(
     owner: Any, most: int, buffer: Any, buffer_offset: int, data: Any, data_offset: int, size: int | None
 ) -> Cut:
     """`data`'s bytes, in C order, in pieces of `most` bytes. `owner` is the device. :raises InvalidCopy:"""
-    array = as_items(as_array(data))
+    array = data.stored.as_bytes() if isinstance(data, FileRange) else as_items(as_array(data))
     buffer_offset, data_offset = whole(buffer_offset, "buffer_offset"), whole(data_offset, "data_offset")
     if not 0 <= data_offset <= array.nbytes:
         raise InvalidCopy(f"data_offset {data_offset} lies outside the data's {array.nbytes} bytes")
@@ -113,20 +115,28 @@ def from_buffer(
     def pieces() -> Iterator[Piece]:
         for start in range(0, nbytes, most):
             length = min(most, nbytes - start)
-            yield Piece(
-                length,
-                partial(copy_bytes, array=array, start=data_offset + start),
-                partial(_buffer_copy, buffer=buffer, target=buffer_offset + start, nbytes=length, pin=pin),
-                partial(byte_runs, array, data_offset + start, length),
-            )
+            copy = partial(_buffer_copy, buffer=buffer, target=buffer_offset + start, nbytes=length, pin=pin)
+            yield _bytes_piece(array, data_offset + start, length, copy)
 
     def whole_bytes() -> Whole | None:
-        if not array.flags.c_contiguous:
+        if isinstance(array, Stored):
+            flat: Array | Stored = array
+        elif array.flags.c_contiguous:
+            flat = array.reshape(-1).view(np.uint8)
+        else:
             return None
         copy = BufferCopy(None, 0, buffer, buffer_offset, nbytes, pin)
-        return Whole(array.reshape(-1).view(np.uint8), [Part(copy, data_offset, nbytes, (), (), (), 0)])
+        return Whole(flat, [Part(copy, data_offset, nbytes, (), (), (), 0)])
 
-    return Cut(buffer, nbytes, pieces(), whole_bytes)
+    return Cut(buffer, nbytes, pieces(), whole_bytes, isinstance(array, Stored))
+
+
+def _bytes_piece(array: Array | Stored, start: int, nbytes: int, copy: Callable[[Any, int], Copy]) -> Piece:
+    if isinstance(array, Stored):
+        run = array.bytes_run(start, nbytes)
+        return Piece(nbytes, None, copy, lambda: [run])
+    fill = partial(copy_bytes, array=array, start=start)
+    return Piece(nbytes, fill, copy, partial(byte_runs, array, start, nbytes))
 
 
 def _buffer_copy(source: Any, offset: int, buffer: Any, target: int, nbytes: int, pin: Any) -> BufferCopy:
@@ -146,7 +156,7 @@ def from_texels(
 ) -> Cut:
     """Texel rows, padded as they are copied, in pieces of `most` bytes at most. :raises InvalidCopy:"""
     resolved = resolve_destination(destination, owner)
-    array = as_array(data)
+    array = _little(data.stored) if isinstance(data, FileRange) else as_array(data)
     blocks: Blocks
     check_texels(array, resolved[0].format, resolved[4])
     if size is None:
@@ -163,7 +173,16 @@ def from_texels(
     nbytes = footprint(region, padded_row(region.row_bytes), region.block_rows)
     portion = _portion(region, most)
     pieces = (_texel_piece(part, blocks[window]) for part, window in _windows(region, portion))
-    return Cut(region.texture, nbytes, pieces, partial(_whole_texels, region, blocks, portion))
+    whole_texels = partial(_whole_texels, region, blocks, portion)
+    return Cut(region.texture, nbytes, pieces, whole_texels, isinstance(blocks, Stored))
+
+
+def _little(stored: Stored) -> Stored:
+    if stored.dtype.newbyteorder("<") != stored.dtype:
+        raise InvalidCopy(
+            f"a file of {stored.dtype} for texels: its bytes are not turned round; give np.memmap's array"
+        )
+    return stored
 
 
 Window = tuple[slice, slice, slice]
@@ -186,10 +205,13 @@ def _windows(region: TextureRegion, portion: Triple) -> Iterator[tuple[TextureRe
 
 
 def _whole_texels(region: TextureRegion, blocks: Blocks, portion: Triple) -> Whole | None:
-    runs = texel_runs(blocks, 0)
-    if runs is None:
-        return None
-    array, _, _, swap = runs[0]
+    swap, array = 0, blocks
+    if not isinstance(blocks, Stored):
+        runs = texel_runs(blocks, 0)
+        if runs is None:
+            return None
+        array, _, _, swap = runs[0]
+    assert not isinstance(array, Scattered)
     parts = []
     for part, window in _windows(region, portion):
         stride = padded_row(part.row_bytes)
@@ -202,12 +224,11 @@ def _whole_texels(region: TextureRegion, blocks: Blocks, portion: Triple) -> Who
 
 def _texel_piece(part: TextureRegion, source: Blocks) -> Piece:
     stride = padded_row(part.row_bytes)
-    return Piece(
-        footprint(part, stride, part.block_rows),
-        partial(copy_blocks, source=source, stride=stride),
-        partial(_texture_copy, part=part, stride=stride),
-        partial(texel_runs, source, stride),
-    )
+    nbytes, copy = footprint(part, stride, part.block_rows), partial(_texture_copy, part=part, stride=stride)
+    if isinstance(source, Stored):
+        run = source.run(row_steps(source.shape, source.itemsize, stride))
+        return Piece(nbytes, None, copy, lambda: [run])
+    return Piece(nbytes, partial(copy_blocks, source=source, stride=stride), copy, partial(texel_runs, source, stride))
 
 
 def _texture_copy(source: Any, offset: int, part: TextureRegion, stride: int) -> TextureCopy:
@@ -236,7 +257,7 @@ def _portion(region: TextureRegion, buffer_size: int) -> Triple:
     return 1, rows, columns
 
 
-def _lay_out(array: npt.NDArray[Any], data_layout: Mapping[str, int], region: TextureRegion) -> Blocks:
+def _lay_out(array: Array | Stored, data_layout: Mapping[str, int], region: TextureRegion) -> Blocks:
     """The texel blocks of `array` where `data_layout` says they are: (layers, block rows, block columns, items)."""
     offset, bytes_per_row, rows_per_image = pop_layout(dict(data_layout), region.row_bytes, region.block_rows)
     if bytes_per_row < region.row_bytes:
@@ -256,21 +277,23 @@ def _lay_out(array: npt.NDArray[Any], data_layout: Mapping[str, int], region: Te
     strides = (bytes_per_row * rows_per_image, bytes_per_row, region.block.nbytes, 1)
     if not needed:
         return np.empty(shape, np.uint8)
+    if isinstance(array, Stored):
+        return Stored(array.source, array.offset + offset, np.dtype(np.uint8), shape, strides)
     if not array.flags.c_contiguous:
         return Scattered(array, offset, shape, strides)
     return np.ndarray(shape, np.uint8, array.reshape(-1).view(np.uint8), offset, strides)
 
 
-def _shaped(array: npt.NDArray[Any], region: TextureRegion) -> npt.NDArray[Any] | None:
+def _shaped(array: Array | Stored, region: TextureRegion) -> Array | Stored | None:
     """The texel blocks of `array` if its own shape is the region's, or None."""
     room = (region.size[2], region.block_rows, region.block_columns)
-    shaped = as_blocks(array, region.block, region.texture.dimension, room)
-    return shaped if shaped is not None and shaped.shape[:3] == room else None
+    shape = shape_of_blocks(array, region.block, region.texture.dimension, room)
+    return array.reshape(shape) if shape is not None and shape[:3] == room else None
 
 
 def _infer(
-    array: npt.NDArray[Any], texture: Any, mip_level: int, origin: Triple, block: TexelBlock
-) -> tuple[npt.NDArray[Any], Triple]:
+    array: Array | Stored, texture: Any, mip_level: int, origin: Triple, block: TexelBlock
+) -> tuple[Array | Stored, Triple]:
     """The texel blocks of `array`, and the size in texels that its shape tells."""
     level = mip_extent(texture, mip_level)
     room = (
@@ -278,7 +301,8 @@ def _infer(
         -(-(level[1] - origin[1]) // block.height),
         -(-(level[0] - origin[0]) // block.width),
     )
-    blocks = as_blocks(array, block, texture.dimension, room)
+    shape = shape_of_blocks(array, block, texture.dimension, room)
+    blocks = None if shape is None else array.reshape(shape)
     if blocks is None and is_raw(array) and origin == (0, 0, 0):
         blocks = _as_level(array, (*room, block.nbytes))
     if blocks is None:
@@ -292,9 +316,11 @@ def _infer(
     return blocks, (columns * block.width, rows * block.height, layers)
 
 
-def _as_level(array: npt.NDArray[Any], shape: tuple[int, int, int, int]) -> npt.NDArray[Any] | None:
+def _as_level(array: Array | Stored, shape: tuple[int, int, int, int]) -> Array | Stored | None:
     """Contiguous bytes, exactly those of a whole mip level, flat or row by row, as blocks of this shape; or None."""
     layers, rows, columns, nbytes = shape
     by_rows = ((layers, rows, columns * nbytes), (rows, columns * nbytes)[: 2 * (layers == 1)])
     fits = array.nbytes == math.prod(shape) and (array.ndim == 1 or array.shape in by_rows)
+    if isinstance(array, Stored):
+        return array.as_bytes().reshape(shape) if fits else None
     return array.reshape(-1).view(np.uint8).reshape(shape) if fits and array.flags.c_contiguous else None

@@ -23,7 +23,8 @@ from ..carrier.carrier import Carrier
 from ..carrier.departure import Departure
 from ..carrier.timeline import Timeline
 from ..data.arrays import Run
-from ..data.copies import Copy, SmallCopies, Staged
+from ..data.copies import UNREAD, Copy, SmallCopies, Staged
+from ..data.files import FileRun
 from ..data.pieces import ALIGNMENT, Whole
 from ..errors import (
     AllocationClosed,
@@ -325,8 +326,8 @@ class Engine:
             self._see_to_uploads()
         return upload
 
-    def _uploaded(self, upload: Upload, fence: Any, error: StagingError | None) -> None:
-        if error is not None and self.error is not None and not isinstance(error, InvalidCopy):
+    def _uploaded(self, upload: Upload, fence: Any, error: Exception | None) -> None:
+        if self.error is not None and isinstance(error, StagingError) and not isinstance(error, InvalidCopy):
             error = self.error
         upload.end(fence, error)
         if self.line.waiters or self._ways:
@@ -356,7 +357,7 @@ class Engine:
         """A place is filled, and this is its copy."""
         self._end(place, copy)
 
-    def fill(self, place: Place, copy: Copy, runs: Sequence[Run], ended: Ended, rings: bool) -> None:
+    def fill(self, place: Place, copy: Copy, runs: Sequence[Run | FileRun], ended: Ended, rings: bool) -> None:
         """Have threads fill a place, and stage its copy now: what departs waits for them.
 
         :param ended: called for each run; with `rings` as soon as it is over, else before the submit is told of.
@@ -364,8 +365,11 @@ class Engine:
         buffer, load = place.buffer, place.load
         filled = partial(self._filled, buffer, load, ended)
         for run in runs:
-            array, offset, steps, swap = run
-            job = self.carrier.copy(array, buffer.address + place.offset + offset, steps, swap, filled, rings)
+            address = buffer.address + place.offset + run.offset
+            if isinstance(run, FileRun):
+                job = self.carrier.read(run, address, partial(_note_unread, copy, filled), rings)
+            else:
+                job = self.carrier.copy(run.array, address, run.steps, run.swap, filled, rings)
             load.jobs[job] = None
             copy.job = job
         self._end(place, copy)
@@ -753,6 +757,14 @@ class Way:
 
     def __call__(self) -> list[StagingBuffer] | None:
         return self._engine.make_way(self._lane, self._wanted)
+
+
+def _note_unread(
+    copy: Copy, filled: Callable[[int, BaseException | None], object], job: int, error: BaseException | None
+) -> None:
+    if error is not None:
+        copy.job = UNREAD
+    filled(job, error)
 
 
 def _call_back(back: weakref.WeakMethod[Any], buffer: StagingBuffer, at: int) -> None:

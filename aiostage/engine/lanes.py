@@ -59,6 +59,7 @@ class Lane:
         last = self.copies[-1] if self.copies else None
         if (
             type(last) is BufferCopy
+            and not last.job  # which may fail
             and last.source is source
             and last.destination is destination
             and last.offset + last.size == offset

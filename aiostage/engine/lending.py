@@ -16,7 +16,6 @@ from .. import native
 from ..carrier.carrier import Carrier, RingCounts
 from ..carrier.timeline import Timeline
 from ..data.pieces import Whole
-from ..errors import StagingError
 from .buffer import BufferState, Shelf, StagingBuffer
 from .lanes import Lane
 from .line import Line, Waiter
@@ -34,7 +33,7 @@ def _call(weak: WeakMethod[Callable[[], None]]) -> None:
         method()
 
 
-UploadEnded = Callable[["Upload", Any, "StagingError | None"], object]
+UploadEnded = Callable[["Upload", Any, "Exception | None"], object]
 """Called with a fence, an error, or both."""
 
 
@@ -106,7 +105,7 @@ class Lending:
         """Begin no more of it; it ends when what was begun is submitted."""
         self._carrier.cancel_upload(upload.number)
 
-    def _end(self, upload: Upload, serial: int, ago: float, error: StagingError | None) -> None:
+    def _end(self, upload: Upload, serial: int, ago: float, error: Exception | None) -> None:
         del self.uploads[upload]
         fence = self._timeline.submitted(serial, ago) if serial else None
         if fence is not None and (self.last is None or fence.value > self.last.value):

@@ -4,7 +4,9 @@
 //     random_schedules stepped|threads SEED [COUNT]
 //
 // `stepped` makes each step of the threads' work itself; with `threads` there are real ones, and two more that finish the
-// GPU's work and meddle. Linked with -Wl,--wrap=calloc,--wrap=free, which count what is not freed.
+// GPU's work and meddle. Linked with -Wl,--wrap=calloc,--wrap=free, which count what is not freed, and with pread and preadv,
+// which give less than they could, and fail where a file is bad.
+#include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
 #include <signal.h>
@@ -13,6 +15,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
 #include "../state.h"
@@ -57,6 +60,9 @@ typedef struct {  // a whole upload
     unsigned ring;
     uint64_t words, row, at, refused;  // in all, and in a row; where the first goes; one that is, or UINT64_MAX
     uint64_t extent;                   // of the data
+    uint64_t file_at, bad_at, bad;     // where they begin in the file, and cannot be read; and the word there; or UINT64_MAX
+    int bad_error;                     // that it gives there; 0: it ends
+    bool failed;                       // it did
     uint64_t arrived, submitted_as, serial;
     bool posted, ended, cancelled, wanted, first_use;
 } whole;
@@ -219,6 +225,7 @@ static void see_piece(world *w, whole *u, uint64_t first, const piece *p) {
         uint64_t word;
         memcpy(&word, p->from->memory + p->offset + 8 * (k - first), 8);
         if (word != whole_word(w, u, k)) fail("a piece goes before all of its bytes are there");
+        if (k == u->bad) fail("bytes go that could not be read");
         if (u->seen[k] & 1) fail("bytes of an upload go twice");
         u->seen[k] |= 1;
     }
@@ -383,11 +390,12 @@ static void check_status(const world *w, const whole *u, const carrier_end *e) {
     case JOB_CANCELLED: may = u->cancelled; break;
     case UPLOAD_LEFT_OUT: may = unfit && e->text && *e->text; break;
     case UPLOAD_LOST: may = lost; break;
+    default: may = u->failed && e->status == (u->bad_error ? u->bad_error : JOB_SHORT);
     }
     if (!may) fail("an upload of which %s ends with %d", all ? "all arrived" : "not all arrived", e->status);
     if (e->status != JOB_DONE && all) fail("all of an upload arrives, and it ends with %d", e->status);
     if (!lost && u->arrived && !e->value) fail("an upload ends with no serial, and some of it was submitted");
-    if (!u->arrived && e->value && !unfit && !lost) fail("an upload ends with another's serial");
+    if (!u->arrived && e->value && !unfit && !u->failed && !lost) fail("an upload ends with another's serial");
 }
 
 static void hear_whole(world *w, const carrier_end *e) {
@@ -586,14 +594,24 @@ static void unwant_target(world *w) {
 
 // -- jobs and departures --
 
+static uint64_t append(const uint8_t *data, uint64_t bytes) {
+    uint64_t at = file_end;
+    if (pwrite(file, data, bytes, (off_t)at) != (ssize_t)bytes) fail("no room for a file");
+    file_end += bytes;
+    return at;
+}
+
 static uint64_t in_file(uint64_t number, uint64_t bytes) {
     uint8_t *data = calloc(1, bytes);
     write_words(data, number, bytes, 8);
-    uint64_t at = file_end;
-    if (pwrite(file, data, bytes, (off_t)at) != (ssize_t)bytes) fail("no room for a file");
+    uint64_t at = append(data, bytes);
     free(data);
-    file_end += bytes;
     return at;
+}
+
+static void read_into(world *w, task *t, uint8_t *to, int from, uint64_t position, uint64_t bytes, bool rings) {
+    block b = {.to = to, .run = bytes};
+    t->id = carrier_read_block(w->c, &b, from, position, t->owner, rings);
 }
 
 static void start_task(world *w, copy *p, int way, unsigned buffer) {
@@ -620,10 +638,10 @@ static void start_task(world *w, copy *p, int way, unsigned buffer) {
         t->id = carrier_copy_blocks(w->c, blocks, words, draw(2) ? p->size : p->size << 20, t->owner, rings);
     } else if (way == EMPTY) {
         write_words(to, number, p->size, 8);
-        t->id = carrier_read_file(w->c, to, file, 0, 0, t->owner, rings);
+        read_into(w, t, to, file, 0, 0, rings);
     } else {
         uint64_t at = way == READ_SHORT ? 1ull << 40 : in_file(number, p->size);  // beyond its end, or in it
-        t->id = carrier_read_file(w->c, to, way == READ_WRONG ? 9999 : file, at, p->size, t->owner, rings);
+        read_into(w, t, to, way == READ_WRONG ? 9999 : file, at, p->size, rings);
     }
     w->buffers[buffer].busy++;
     p->task = t;
@@ -797,6 +815,33 @@ static uint32_t make_pieces(world *w, const whole *u, uint64_t apart, carrier_pi
     return count;
 }
 
+// A piece's even words first, and then the odd ones: they lie in a row in the data, and apart in staging memory.
+static void deal_out(whole *u, carrier_piece *p) {
+    uint64_t half = p->run / 16;
+    uint8_t *dealt = calloc(1, p->run);
+    for (uint64_t k = 0; k < 2 * half; k++) memcpy(dealt + 8 * (k % 2 * half + k / 2), u->data + p->from + 8 * k, 8);
+    memcpy(u->data + p->from, dealt, p->run);
+    free(dealt);
+    p->run = 8;
+    p->dimensions = 2;
+    p->count[0] = 2, p->count[1] = half;
+    p->to_step[0] = 8, p->to_step[1] = 16;
+    p->from_step[0] = (int64_t)(8 * half), p->from_step[1] = 8;
+}
+
+// The data go to the file, where a word may be that cannot be read.
+static void move_to_file(whole *u, carrier_piece *pieces, uint32_t count, uint64_t apart) {
+    for (uint32_t i = 0; i < count && u->to->kind == TEXTURE; i++)
+        if (!pieces[i].dimensions && pieces[i].run % 16 == 0 && draw(2)) deal_out(u, &pieces[i]);
+    u->file_at = append(u->data, u->extent);
+    if (draw(3)) return;
+    uint64_t at = draw(u->words) * apart, word;
+    memcpy(&word, u->data + at, 8);
+    u->bad = (uint32_t)word;
+    u->bad_at = u->file_at + at;
+    u->bad_error = draw(2) ? EIO : 0;
+}
+
 static bool is_fit(world *w, whole *u) {
     simulated_lock();
     bool fit = !u->to->is_gone && w->wanted != u->to;
@@ -808,13 +853,17 @@ static void post(world *w, thing *to) {
     carrier_piece pieces[MOST_PIECES];
     if (w->whole_count == MOST_WHOLES) return;
     whole *u = &w->wholes[w->whole_count];
-    *u = (whole){.to = to, .ring = (unsigned)draw(w->ring_count), .refused = UINT64_MAX};
+    *u = (whole){.to = to, .ring = (unsigned)draw(w->ring_count), .refused = UINT64_MAX, .file_at = UINT64_MAX,
+                 .bad_at = UINT64_MAX, .bad = UINT64_MAX};
     u->at = draw_place(w, u);
     u->first_use = to->kind == TEXTURE && draw(3) == 0;
     if (draw(20) == 0) u->refused = draw(u->words);
     uint64_t apart = make_data(w, u), most = draw(2) ? w->slot : w->slot / 8 * (1 + draw(16));
     if (to->kind == TEXTURE || most > w->room * w->slot) most = w->slot;
     uint32_t count = make_pieces(w, u, apart, pieces);
+    if (draw(3) == 0) move_to_file(u, pieces, count, apart);
+    carrier_source source = {u->data, -1, 0, u->data};
+    if (u->file_at != UINT64_MAX) source = (carrier_source){NULL, file, u->file_at, u->data};
     simulated_lock();
     w->whole_count++;
     u->posted = true;
@@ -824,7 +873,7 @@ static void post(world *w, thing *to) {
         if (!is_fit(w, u)) break;
         if (tries == 1000) fail("it is never posted");
         if (!threads && draw(10) == 0) ruin_target(w);
-        u->it = carrier_upload(w->c, w->rings[u->ring].it, pieces, count, most, u->data, u->data, epoch);
+        u->it = carrier_upload(w->c, w->rings[u->ring].it, pieces, count, most, &source, epoch);
     }
     if (u->it) return;
     simulated_lock();
@@ -947,16 +996,22 @@ static void check_ring_at_rest(world *w, unsigned ring) {
 
 // -- steps --
 
+static bool reads_of(const job *j, const whole *u) {
+    if (j->file >= 0) return u->file_at <= j->position && j->position < u->file_at + u->extent;
+    return u->data <= j->block.from && j->block.from < u->data + u->extent;
+}
+
 // A piece whose bytes are still to be copied.
 static void begin(world *w) {
     mutex_lock(&w->c->lock);
-    const uint8_t *from = begin_piece(w->c) ? w->c->last_job->block.from : NULL;
+    bool found = begin_piece(w->c);
+    job j = found ? *w->c->last_job : (job){0};
     mutex_unlock(&w->c->lock);
-    if (!from) return;
+    if (!found) return;
     const whole *u = w->wholes;
-    while (u < w->wholes + w->whole_count && !(u->data && u->data <= from && from < u->data + u->extent)) u++;
+    while (u < w->wholes + w->whole_count && !(u->data && reads_of(&j, u))) u++;
     if (u == w->wholes + w->whole_count) fail("a piece is begun of no upload");
-    if (u->cancelled || u->to->is_gone || w->wanted == u->to) fail("a piece is begun of an upload that is over");
+    if (u->cancelled || u->failed || u->to->is_gone || w->wanted == u->to) fail("a piece is begun of an upload that is over");
 }
 
 static void poll_step(world *w) {
@@ -1116,6 +1171,54 @@ static void *meddle(void *unused) {
         }
     }
     return unused;
+}
+
+// -- what files give --
+
+ssize_t __real_pread(int, void *, size_t, off_t);
+ssize_t __real_preadv(int, const struct iovec *, int, off_t);
+
+// How many bytes of those that are wanted; or -1, or 0.
+static ssize_t given(uint64_t at, uint64_t bytes) {
+    whole *bad = NULL;
+    simulated_lock();
+    if (draw_locked(16) == 0) {
+        simulated_unlock();
+        errno = EINTR;
+        return -1;
+    }
+    if (draw_locked(8) == 0) bytes = 1 + draw_locked(bytes);
+    for (unsigned i = 0; i < world_count; i++)
+        for (whole *u = worlds[i].wholes; u < worlds[i].wholes + worlds[i].whole_count; u++) {
+            if (at > u->bad_at || u->bad_at - at >= bytes) continue;
+            bytes = u->bad_at - at;
+            if (!bytes) bad = u;
+        }
+    if (bad) {
+        bad->failed = true;
+        errno = bad->bad_error;
+    }
+    simulated_unlock();
+    return bad && bad->bad_error ? -1 : (ssize_t)bytes;
+}
+
+ssize_t __wrap_pread(int from, void *to, size_t bytes, off_t at) {
+    ssize_t got = given((uint64_t)at, bytes);
+    return got > 0 ? __real_pread(from, to, (size_t)got, at) : got;
+}
+
+ssize_t __wrap_preadv(int from, const struct iovec *to, int count, off_t at) {
+    struct iovec rows[64];
+    uint64_t bytes = 0;
+    for (int i = 0; i < count; i++) bytes += (rows[i] = to[i]).iov_len;
+    ssize_t got = given((uint64_t)at, bytes);
+    if (got <= 0) return got;
+    uint64_t left = (uint64_t)got;
+    for (int i = 0; i < count; i++) {
+        if (rows[i].iov_len > left) rows[i].iov_len = left;
+        left -= rows[i].iov_len;
+    }
+    return __real_preadv(from, rows, count, at);
 }
 
 // -- a schedule, from its beginning to its end --
