@@ -105,6 +105,8 @@ def begin_bytes(engine: Engine, buffer: Any, buffer_offset: Any, data: Any) -> U
     if nbytes <= engine.inline_size or type(buffer_offset) is not int:
         return None
     buffer, buffer_offset, pin = check_buffer_copy(buffer, buffer_offset, nbytes, engine.native)
+    if engine.goes_by_places(buffer):
+        return None
     copy = BufferCopy(None, 0, buffer, buffer_offset, nbytes, pin)
     if pin is None:
         know_buffer(engine, buffer, data)
@@ -119,7 +121,7 @@ def begin_texels(engine: Engine, destination: Any, data: Any, data_layout: Any, 
     if data_layout is not None:
         return None
     found = known.look_up(engine.native, engine.buffer_size, destination, data, size)
-    if found is None or found.nbytes <= engine.inline_size:
+    if found is None or found.nbytes <= engine.inline_size or engine.goes_by_places(destination["texture"]):
         return None
     return engine.upload(found.whole(destination["texture"], data))
 
@@ -129,11 +131,12 @@ async def write_now(engine: Engine, cut: Cut) -> Any:
     goes_alone = cut.nbytes > engine.inline_size or (
         cut.nbytes > 0 and (cut.is_stored or engine.lending.goes_to(cut.destination))
     )
-    if goes_alone and (whole := cut.whole()) is not None:
+    if goes_alone and not engine.goes_by_places(cut.destination) and (whole := cut.whole()) is not None:
         upload = engine.upload(whole)
         del cut, whole  # which an exception would keep, and they a file
         return await carried(engine, upload)
-    filling = await write(engine, engine.uploads, cut.pieces)
+    with engine.by_places(cut.destination):
+        filling = await write(engine, engine.uploads, cut.pieces)
     return filling.fence or engine.timeline.insert()
 
 
@@ -141,7 +144,7 @@ async def write_texels_now(engine: Engine, destination: Any, data: Any, data_lay
     """The same with texels, noting what was found out about them for the next write of that kind."""
     cut = await cut_texels(engine, destination, data, data_layout, size)
     is_small = cut.nbytes <= engine.inline_size and not cut.is_stored
-    if is_small or (whole := cut.whole()) is None:
+    if is_small or engine.goes_by_places(cut.destination) or (whole := cut.whole()) is None:
         return await write_now(engine, cut)
     if data_layout is None:
         known.note(engine.native, engine.buffer_size, destination, data, size, cut.nbytes, whole)

@@ -15,7 +15,7 @@ import wgpu
 from readback import fill_texture, read_buffer, read_texture
 
 import aiostage
-from aiostage import InvalidCopy
+from aiostage import InvalidCopy, KiB, MiB
 from aiostage.data.formats import required_feature
 
 Target = Callable[[int], wgpu.GPUBuffer]
@@ -526,3 +526,22 @@ async def test_without_the_feature_a_software_adapter_has_it_all_the_same_and_a_
     else:
         with pytest.raises(ValueError, match="mappable-primary-buffers"):
             await open_ring(own_device, host_cached=True)
+
+
+async def test_a_small_upload_that_waits_in_line_is_not_overtaken_by_a_large_one(
+    open_ring: OpenRing, target: Target
+) -> None:
+    ring, buffer = await open_ring(ring_count=2, buffer_size=256 * KiB, inline_size=64 * KiB), target(8 * MiB)
+    filler, large = np.ones(8 * MiB, np.uint8), np.full(MiB, 3, np.uint8)
+    for round in range(30):
+        other = target(8 * MiB)
+        await asyncio.gather(
+            ring.write_buffer(other, 0, filler),
+            ring.write_buffer(buffer, 0, bytes([2]) * 64),
+            ring.write_buffer(buffer, 0, large),
+            ring.write_buffer(buffer, 32, bytes([4]) * 64),
+        )
+        content = read_buffer(buffer)
+        assert (content[:32] == 3).all(), round
+        assert (content[32:96] == 4).all(), round
+        assert (content[96:MiB] == 3).all(), round

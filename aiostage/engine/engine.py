@@ -13,8 +13,9 @@ A whole upload of more than `inline_size` bytes has a shorter way: `upload`, see
 from __future__ import annotations
 
 import weakref
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from logging import WARNING
 from typing import Any
@@ -96,6 +97,7 @@ class Engine:
         self._failures: deque[tuple[Any, InvalidCopy]] = deque(maxlen=64)  # of slots: (task, why)
         self._change: Outcome[Engine] | None = None
         self.mapped: Outcome[bool] = Outcome()  # all buffers are, for the first time
+        self._by_places: Counter[int] = Counter()  # uploads that are no whole ones, by the id of where they go
         self._flush_scheduled = False
         self._logs = False  # whether somebody listens to events; asked at each submit, which is cheap enough
         # Weakly, or the engine would keep itself alive by the slots that it watches.
@@ -316,10 +318,25 @@ class Engine:
         self._see_to_uploads()
         return upload
 
+    def goes_by_places(self, destination: Any) -> bool:
+        """Whether an upload is on its way there that is no whole one, which whole ones must not overtake."""
+        return id(destination) in self._by_places
+
+    @contextmanager
+    def by_places(self, destination: Any) -> Iterator[None]:
+        """One is, while this lasts: it may stand in line, where the carrier knows nothing of it."""
+        self._by_places[id(destination)] += 1
+        try:
+            yield
+        finally:
+            self._by_places[id(destination)] -= 1
+            if not self._by_places[id(destination)]:
+                del self._by_places[id(destination)]
+
     def upload_known(self, buffer: Any, offset: int, data: Any) -> Upload | None:
         """The same with the most common: contiguous bytes for a buffer that was written to before. None: it takes
         `upload`."""
-        if self.uploads.copies:  # which go before
+        if self.uploads.copies or id(buffer) in self._by_places:  # which go before
             return None
         upload = self.lending.post_known(buffer, offset, data, self.inline_size, self.buffer_size, self._uploaded)
         if upload is not None:
