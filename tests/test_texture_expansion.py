@@ -69,7 +69,7 @@ def with_one(dtype: str, one: float, order: tuple[int, ...] = (0, 1, 2)) -> Call
     def expected(level: np.ndarray) -> np.ndarray:
         channels = np.ascontiguousarray(level).view(dtype)
         alpha = np.full((*channels.shape[:-1], 1), one, dtype)
-        return np.concatenate([channels[..., order], alpha], -1).view(np.uint8)
+        return np.ascontiguousarray(np.concatenate([channels[..., order], alpha], -1)).view(np.uint8)
 
     return expected
 
@@ -228,15 +228,16 @@ SOME = [
 
 
 @pytest.mark.parametrize("band", [1, 100, 1 << 20], ids=["rows", "some rows or images", "whole levels"])
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("kind", SOME)
+@pytest.mark.parametrize(
+    ("kind", "shape"),
+    # Older DDS files have no arrays
+    [(kind, shape) for kind in SOME for shape in SHAPES if kind[:3] != "dds" or shape in ("cube", "3D")],
+)
 async def test_arrays_cubes_and_volumes_of_such_texels(
     open_ring: Any, kind: str, shape: str, band: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("aiostage.textures.expand._BAND", band)
     size, options, count, dimension = SHAPES[shape]
-    if kind.startswith("dds") and shape in ("array", "cubes"):
-        pytest.skip("older DDS files have no arrays")
     nbytes, format, expected, write = KINDS[kind]
     levels = texels(nbytes, size, count, images=options.get("images", 1), depth=options.get("depth", 0))
     stream, found = await arrive(await open_ring(ring_count=2, buffer_size=1024), write(size, levels, **options))
