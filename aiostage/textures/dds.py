@@ -113,9 +113,9 @@ def _read_dx10(source: Source, header: _Header, warnings: list[str]) -> _Kind:
     if dxgi not in DXGI_FORMATS:
         name = DXGI_NAMES.get(dxgi, f"DXGI_FORMAT {dxgi}")
         raise UnsupportedTexture(f"{name} has no counterpart in WebGPU{advice(name, 'texconv -f R8G8B8A8_UNORM')}")
-    if dimension == 0 and not header.caps2 & _VOLUME and not flags & _DX10_CUBE:
-        warnings.append("its resource dimension is 0; it is taken for 2D")
-        dimension = _2D
+    if dimension == 0:
+        dimension = _3D if header.caps2 & _VOLUME or header.flags & _DEPTH else _2D
+        warnings.append(f"its resource dimension is 0; it is taken for {dimension - 1}D")
     if dimension == _1D:
         raise UnsupportedTexture("a 1D texture: WebGPU has these without mip levels and compression only")
     if dimension not in (_2D, _3D):
@@ -145,15 +145,22 @@ _MASK_FORMATS = {
     (_RGB, 32, 0x00FF0000, 0x0000FF00, 0x000000FF, 0xFF000000): ("bgra8unorm", ""),
     (_RGB, 8, 0x000000FF, 0, 0, 0): ("r8unorm", ""),
     (_RGB, 16, 0x0000FFFF, 0, 0, 0): ("r16unorm", ""),
+    (_RGB, 32, 0x000003FF, 0x000FFC00, 0x3FF00000, 0xC0000000): ("rgb10a2unorm", ""),
     (_RGB, 32, 0x0000FFFF, 0xFFFF0000, 0, 0): ("rg16unorm", ""),
     (_RGB, 32, 0xFFFFFFFF, 0, 0, 0): ("r32float", ""),
     (_LUMINANCE, 16, 0xFF, 0, 0, 0xFF00): ("rg8unorm", "rrrg"),
+    (_LUMINANCE, 16, 0xFF, 0, 0, 0xFF000000): ("rg8unorm", "rrrg"),  # as Pillow writes it
     (_LUMINANCE, 16, 0xFFFF, 0, 0, 0): ("r16unorm", "rrr1"),
     (_SIGNED, 16, 0xFF, 0xFF00, 0, 0): ("rg8snorm", ""),
     (_SIGNED, 32, 0xFF, 0xFF00, 0xFF0000, 0xFF000000): ("rgba8snorm", ""),
     (_SIGNED, 32, 0xFFFF, 0xFFFF0000, 0, 0): ("rg16snorm", ""),
     (_ALPHA_ONLY, 8, 0, 0, 0, 0xFF): ("r8unorm", "000r"),
 }
+
+
+_TEN_BITS_WARNING = (
+    "ten bits a channel: its masks are taken for what they say, which some writers (D3DX) mix up for red and blue"
+)
 
 
 def _legacy_format(header: _Header) -> tuple[FileFormat, Expansion | None]:
@@ -178,7 +185,10 @@ def _legacy_format(header: _Header) -> tuple[FileFormat, Expansion | None]:
     name = f"{bits} bits with masks {red:#x}, {green:#x}, {blue:#x}, {alpha:#x}"
     if (kind, bits, *masks) in _MASK_FORMATS:
         format, swizzle = _MASK_FORMATS[kind, bits, *masks]
-        return FileFormat(name, format, swizzle=swizzle), None
+        warning = _TEN_BITS_WARNING if format == "rgb10a2unorm" else ""
+        return FileFormat(name, format, swizzle=swizzle, warning=warning), None
+    if (kind, bits, *masks) == (_RGB, 32, 0x3FF00000, 0x000FFC00, 0x000003FF, 0xC0000000):
+        return FileFormat(name, "rgb10a2unorm", "bgr10a2", warning=_TEN_BITS_WARNING), EXPANSIONS["bgr10a2"]
     expansion = None
     if kind == _RGB:
         expansion = of_masks(bits, *masks)
@@ -210,34 +220,26 @@ def _shape(source: Source, header: _Header, kind: _Kind, warnings: list[str]) ->
     texel = kind.expansion and kind.expansion.block
     size, levels = (header.width, header.height, depth, kind.layers), max(1, header.levels)
     shape = Shape(kind.format.format, *size, levels, kind.dimension, texel)
-    if shape.levels > max(1, shape.most_levels):
-        shape = _with_levels_that_are_there(source, shape, kind, warnings)
-    if kind.or_cube:
-        shape = _with_faces_that_are_there(source, shape, kind, warnings)
-    shape.check()
-    return shape
-
-
-def _with_levels_that_are_there(source: Source, shape: Shape, kind: _Kind, warnings: list[str]) -> Shape:
-    """More are declared than such a texture can have: all of them, or one, if the content has just these."""
-    for levels in (shape.most_levels, 1):
-        some = replace(shape, levels=levels)
-        if min(shape.size) > 0 and _end(_levels(some, kind.start)) == source.size:
-            warnings.append(f"{shape.levels} mip levels are declared; there is content for {levels}")
-            return some
-    return shape  # which is refused
-
-
-def _with_faces_that_are_there(source: Source, shape: Shape, kind: _Kind, warnings: list[str]) -> Shape:
-    """The older header says that it is a cube map, and the newer one does not."""
     cube = replace(shape, layers=6 * shape.layers, dimension=dimension_name(True, shape.layers > 1, False))
-    flat, cubic = (_end(_levels(some, kind.start)) == source.size for some in (shape, cube))
-    if cubic:
-        warnings.append("only its older header says that it is a cube map")
-        return cube
-    if flat:
-        warnings.append("its older header says that it is a cube map, which it has no content for")
+    has_too_many = shape.levels > max(1, shape.most_levels)
+    if not (kind.or_cube or has_too_many) or min(shape.size) < 1:
+        shape.check()
         return shape
+    # All levels that there can be, or one, or the faces that only the older header tells of: what has just this length.
+    for some in (cube, shape) if kind.or_cube else (shape,):
+        for levels in (shape.most_levels, 1) if has_too_many else (shape.levels,):
+            found = replace(some, levels=levels)
+            if _end(_levels(found, kind.start)) == source.size:
+                if has_too_many:
+                    warnings.append(f"{shape.levels} mip levels are declared; there is content for {levels}")
+                if some is cube:
+                    warnings.append("only its older header says that it is a cube map")
+                elif kind.or_cube:
+                    warnings.append("its older header says that it is a cube map, which it has no content for")
+                found.check()
+                return found
+    if has_too_many:
+        shape.check()  # which refuses it
     raise InvalidTexture(
         f"whether it is a cube map is not clear: one of its headers says so, and {source.size - kind.start} bytes of "
         f"content are neither {shape.layers} nor {cube.layers} images"

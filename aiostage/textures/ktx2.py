@@ -28,6 +28,7 @@ _BASIS_LZ = 1
 _ASTC_4X4_HDR = 1000066000  # the VkFormat of UASTC HDR 4x4, which is a part of it
 _MOST_LEVELS = 32  # of extents that are 32-bit numbers
 _MOST_KEY_VALUES = 1 << 20  # bytes that are looked through
+_MOST_PADDING = 16  # bytes: what the largest alignment may leave is less
 
 _COLOR_MODELS = {163: "ETC1S", 166: "UASTC", 167: "UASTC HDR 4x4", 168: "UASTC HDR 6x6"}
 _TRANSFERS = (
@@ -88,7 +89,9 @@ def read(source: Source) -> TextureInfo:
     )
     shape.check()
     found = _levels(source, shape, _SCHEMES[scheme])
-    notes = _notes(source, fields[9:13], has_srgb=format.format.endswith("-srgb"))._replace(generate_mips=levels == 0)
+    notes = _notes(source, fields[9:13], has_srgb=format.format.endswith("-srgb"))._replace(
+        generate_mips=levels == 0, warnings=_gaps(found, fields[9:15])
+    )
     return make_info("KTX2", format, shape, found, notes, expansion, _SCHEMES[scheme])
 
 
@@ -115,6 +118,17 @@ def _levels(source: Source, shape: Shape, supercompression: str) -> tuple[Level,
     return tuple(found)
 
 
+def _gaps(levels: tuple[Level, ...], others: tuple[int, ...]) -> tuple[str, ...]:
+    """A warning for each run of bytes that no part of the file has, and that is longer than any alignment asks for."""
+    end, found = _HEADER.size + _LEVEL.size * len(levels), []
+    parts = [(level.offset, level.stored) for level in levels] + list(zip(others[::2], others[1::2], strict=True))
+    for offset, nbytes in sorted(part for part in parts if part[1]):
+        if offset - end >= _MOST_PADDING:
+            found.append(f"no part of the file has its bytes {end} to {offset}")
+        end = max(end, offset + nbytes)
+    return tuple(found)
+
+
 # -- what is told beside --
 
 
@@ -136,15 +150,15 @@ def _notes(source: Source, where: tuple[int, int, int, int], has_srgb: bool) -> 
 
 def _key_values(data: bytes) -> dict[str, str]:
     """Those that are text."""
-    found = {}
-    while len(data) >= 4:
-        length = int.from_bytes(data[:4], "little")
-        key, _, value = data[4 : 4 + length].partition(b"\0")
+    found, at = {}, 0
+    while at + 4 <= len(data):
+        length = int.from_bytes(data[at : at + 4], "little")
+        key, _, value = data[at + 4 : at + 4 + length].partition(b"\0")
         try:
             found[key.decode()] = value.rstrip(b"\0").decode()
         except UnicodeDecodeError:
             pass
-        data = data[4 + length + -length % 4 :]
+        at += 4 + length + -length % 4
     return found
 
 

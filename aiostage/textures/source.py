@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 from pathlib import Path
 from typing import Any, BinaryIO
+
+import numpy as np
 
 from ..errors import InvalidTexture
 
@@ -24,7 +27,7 @@ class Source:
             self._file = Path(source).open("rb")  # noqa: SIM115 - until close()
             self._is_ours = True
             self.size = self._file.seek(0, os.SEEK_END)
-        elif hasattr(source, "read") and hasattr(source, "seek"):
+        elif hasattr(source, "read") and hasattr(source, "seek") and not isinstance(source, mmap.mmap):
             self._file = _binary(source)
             self.size = self._file.seek(0, os.SEEK_END)
         else:
@@ -57,7 +60,10 @@ class Source:
 
 
 def _binary(file: Any) -> BinaryIO:
-    if not isinstance(file.read(0), bytes):
+    nothing = file.read(0)
+    if not isinstance(nothing, bytes):
+        if hasattr(nothing, "close"):
+            nothing.close()  # a coroutine, of a file that is read by awaiting it
         raise TypeError("a texture is read from a file that was opened for bytes, as by open(path, 'rb')")
     binary: BinaryIO = file
     return binary
@@ -65,7 +71,11 @@ def _binary(file: Any) -> BinaryIO:
 
 def _bytes_of(source: Any) -> memoryview:
     try:
+        if isinstance(source, np.ndarray) and source.dtype.kind in "mM":  # which no buffer may have
+            source = source.view(np.int64)
         view = memoryview(source)
+        if "O" in view.format:
+            raise TypeError
         return view.cast("B") if view.c_contiguous else memoryview(view.tobytes())
     except (TypeError, ValueError):
         raise TypeError(f"a texture is read from a path, a file or bytes, not from {type(source).__name__}") from None

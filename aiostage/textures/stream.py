@@ -73,7 +73,8 @@ def open(
     :param usage: of the GPUTexture; COPY_DST is added.
     :param srgb: whether the texture is of an sRGB format, for colours that the file does not say this of (DDS without a
         DX10 header never does), or of a linear one; None: as the file says.
-    :param view_formats: other formats that views of the texture may have, as GPUDevice.create_texture takes them.
+    :param view_formats: other formats that views of the texture may have, as GPUDevice.create_texture takes them. What
+        wgpu-py 0.32 takes is none: UnsupportedTexture.
     :param expand: make texels of a format that WebGPU has out of those that it has none for, and whole blocks where
         level 0 is none. `stream.info.expanded_from` tells. False: such files are refused.
 
@@ -164,9 +165,11 @@ class TextureStream:
                 mip_level_count=len(self.info.levels),
                 **self._descriptor,
             )
-        except BaseException:
+        except BaseException as error:
             if self._file is not None:
                 self._file.close()
+            if isinstance(error, NotImplementedError):  # wgpu-py 0.32 has no view_formats
+                raise UnsupportedTexture(f"the installed wgpu cannot make this texture: {error}") from error
             raise
         self.base_level = len(self.info.levels)
         self._arrived = [anyio.Event() for _ in self.info.levels]
