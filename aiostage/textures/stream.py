@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -172,7 +173,7 @@ class TextureStream:
 
     def _open(self) -> None:
         # It keeps the file itself: a task that is cancelled meanwhile gets no result, but has the file to close.
-        self._file, info = _open_source(self._source, frozenset(self._ring.device.features))
+        self._file, info = open_source(self._source, frozenset(self._ring.device.features))
         self.info = info.with_format(self._srgb, self._expand)
         check_unpackable(self._file, self.info)
 
@@ -279,17 +280,19 @@ def check_fits(info: TextureInfo, device: Any) -> None:
         raise UnsupportedTexture(f"{images} layers exceed the device's max-texture-array-layers of {limit}")
 
 
-def _open_source(source: Any, features: frozenset[str]) -> tuple[Source, TextureInfo]:
+def open_source(source: Any, features: frozenset[str]) -> tuple[Source, TextureInfo]:
+    """A file to be closed, transcoded for a device with these features if need be, and what it holds. Blocking."""
     file = Source(source)
     try:
         try:
             return file, _read(file)
-        except ktx2.BasisPayload:
+        except ktx2.BasisPayload as found:
             if not basis.is_available():
                 raise
+            payload = found.payload
         transcoded = basis.transcode(file, features)
         file.close()
-        return transcoded, _read(transcoded)
+        return transcoded, replace(_read(transcoded), file_format=f"Basis Universal ({payload})")
     except BaseException:
         file.close()
         raise
