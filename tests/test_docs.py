@@ -6,6 +6,7 @@ import ast
 import importlib.util
 import inspect
 import re
+import struct
 import subprocess
 import sys
 import types
@@ -19,6 +20,7 @@ import wgpu
 from misuse_cases import LOOPS
 
 import aiostage
+from aiostage import textures
 from aiostage.tools import cli
 from aiostage.tools.demo import photos
 
@@ -30,6 +32,16 @@ EXAMPLES = {"memory_pool_demo": (), "compressed_texture_demo": (photos.bundled()
 
 def blocks(page: Path) -> list[str]:
     return re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+
+
+def module(path: Path) -> Any:
+    """What a script outside of any package defines."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    found = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(found)
+    return found
 
 
 async def run_blocks(page: Path, namespace: dict[str, Any]) -> None:
@@ -61,11 +73,7 @@ def test_the_block_of_the_first_page_runs(loop: str, device: wgpu.GPUDevice) -> 
 @pytest.mark.parametrize("loop", LOOPS)
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_an_example_runs(name: str, loop: str, tmp_path: Path) -> None:
-    spec = importlib.util.spec_from_file_location(name, ROOT / "examples" / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    example = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(example)
+    example = module(ROOT / "examples" / f"{name}.py")
     picture = tmp_path / "picture.png"
     anyio.run(example.main, *EXAMPLES[name], picture, **LOOPS[loop])
     assert picture.stat().st_size > 10_000
@@ -108,3 +116,49 @@ def test_every_test_that_the_documentation_names_exists() -> None:
     assert named
     for file, name in named:
         assert f"def {name}(" in (ROOT / "tests" / file).read_text(), f"{file} has no {name}"
+
+
+TEXTURES = (ROOT / "docs" / "textures.md").read_text()
+
+
+def test_the_tables_of_texture_formats_are_those_of_today() -> None:
+    """`python docs/formats.py` writes them."""
+    assert module(ROOT / "docs" / "formats.py").page(TEXTURES) == TEXTURES
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        "| `R8_*` with UNORM, SNORM, UINT, SINT | `r8unorm`, `r8snorm`, `r8uint`, `r8sint` | as it is |",
+        "| `ASTC_W×H_*_BLOCK` with UNORM, SRGB | `astc-W×H-unorm`, `astc-W×H-unorm-srgb` | as it is |",
+        "| `B8G8R8X8_*` with UNORM, UNORM_SRGB | `bgra8unorm`, `bgra8unorm-srgb` | X becomes alpha 1 |",
+        "| `DXT4` | `bc3-rgba-unorm` | as it is; alpha is premultiplied |",
+        "| `PVRTC` | encode the image as ETC2, ASTC or BC7 |",
+    ],
+)
+def test_the_tables_of_texture_formats_have_these_rows(row: str) -> None:
+    assert row in TEXTURES.splitlines()
+
+
+FLAGS = {"RGB": 0x40, "LUMINANCE": 0x20000, "ALPHA": 0x2, "BUMPDUDV": 0x80000}
+MASKS = re.findall(rf"^\| ({'|'.join(FLAGS)}) \| (.*) \| `(\w+)` \|(.*?)\|.*\|$", TEXTURES, re.MULTILINE)
+
+
+@pytest.mark.parametrize(("flags", "numbers", "format", "swizzle"), MASKS, ids=str)
+def test_masks_of_older_dds_files_mean_what_the_page_says(flags: str, numbers: str, format: str, swizzle: str) -> None:
+    bits, *masks = (int(number, 16 if "x" in number else 10) for number in numbers.split(" | "))
+    header = struct.pack("<7I44x", 124, 0x1007, 4, 4, 0, 0, 1)
+    header += struct.pack("<8I20x", 32, FLAGS[flags] | bool(masks[3]), 0, bits, *masks)
+    info = textures.inspect(b"DDS " + header + bytes(16 * bits // 8))
+    assert (info.format, info.swizzle or "", info.expanded_from) == (format, swizzle.strip(" `"), None)
+
+
+def test_the_page_has_all_masks_with_a_format_of_webgpus() -> None:
+    assert len(MASKS) == 12
+    known = sorted(format for _, _, format, _ in MASKS)
+    assert known == sorted(format for format, _ in textures.dds._MASK_FORMATS.values())
+
+
+def test_the_commands_of_the_page_of_textures_exist() -> None:
+    for line in re.findall(r"^\$ aiostage (.*)$", TEXTURES, re.MULTILINE):
+        cli.build_parser().parse_args(line.split())

@@ -43,6 +43,9 @@ _PREMULTIPLIED = 0x1  # of the flags
 class BasisPayload(UnsupportedTexture):
     """A Basis Universal payload: `textures.open` has it transcoded if `pyktx` is installed."""
 
+    payload = ""
+    """Its kind, and how it is packed."""
+
 
 def read(source: Source) -> TextureInfo:
     """What the header says, checked against itself and the file's length.
@@ -174,7 +177,9 @@ def _why_undefined(model: int | None, scheme: int) -> Exception:
     if scheme == _BASIS_LZ or model in _COLOR_MODELS:
         packed = "BasisLZ" if scheme == _BASIS_LZ else "plain" if scheme == 0 else f"scheme {scheme}"
         name = _COLOR_MODELS.get(model, f"colour model {model}")
-        return BasisPayload(
+        found = BasisPayload(
             f"a Basis Universal payload ({name}, {packed}), which the package pyktx transcodes: pip install pyktx"
         )
+        found.payload = f"{name}, {packed}"
+        return found
     return UnsupportedTexture(f"no VkFormat is given, and the data format descriptor has colour model {model}")

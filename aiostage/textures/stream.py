@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -177,7 +178,7 @@ class TextureStream:
 
     def _open(self, child: Child) -> None:
         # It keeps the file itself: a task that is cancelled meanwhile gets no result, but has the file to close.
-        self._file, info = _open_source(self._source, frozenset(self._ring.device.features), child)
+        self._file, info = open_source(self._source, frozenset(self._ring.device.features), child)
         self.info = info.with_format(self._srgb, self._expand)
         check_unpackable(self._file, self.info)
 
@@ -284,17 +285,19 @@ def check_fits(info: TextureInfo, device: Any) -> None:
         raise UnsupportedTexture(f"{images} layers exceed the device's max-texture-array-layers of {limit}")
 
 
-def _open_source(source: Any, features: frozenset[str], child: Child) -> tuple[Source, TextureInfo]:
+def open_source(source: Any, features: frozenset[str], child: Child | None = None) -> tuple[Source, TextureInfo]:
+    """A file to be closed, transcoded for a device with these features if need be, and what it holds. Blocking."""
     file = Source(source)
     try:
         try:
             return file, _read(file)
-        except ktx2.BasisPayload:
+        except ktx2.BasisPayload as found:
             if not basis.is_available():
                 raise
+            payload = found.payload
         transcoded = basis.transcode(file, features, child)
         file.close()
-        return transcoded, _read(transcoded)
+        return transcoded, replace(_read(transcoded), file_format=f"Basis Universal ({payload})")
     except BaseException:
         file.close()
         raise

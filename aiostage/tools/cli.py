@@ -1,4 +1,4 @@
-"""The command line: `aiostage info`, `doctor`, `demo` and `bench`. Imports what a command needs when it runs."""
+"""The command line: `aiostage info`, `doctor`, `inspect`, `demo` and `bench`. Imports what each needs when it runs."""
 
 from __future__ import annotations
 
@@ -85,6 +85,15 @@ def build_parser() -> argparse.ArgumentParser:
     doctor.add_argument("--buffer-size", type=demo_options.parse_size, metavar="BYTES", help="256K, 1M, … (likewise)")
     doctor.set_defaults(command=run_doctor)
 
+    inspect = commands.add_parser("inspect", help="what is in texture files, and whether they load here")
+    inspect.add_argument("files", nargs="+", metavar="FILE", help="KTX2 or DDS")
+    inspect.add_argument("--json", action="store_true", help="for programs: the schema is in docs/textures.md")
+    colours = inspect.add_mutually_exclusive_group()
+    colours.add_argument("--srgb", action="store_true", default=None, help="as with srgb=True: an sRGB texture")
+    colours.add_argument("--linear", action="store_false", dest="srgb", help="as with srgb=False: a linear one")
+    inspect.add_argument("--no-expand", action="store_false", dest="expand", help="as with expand=False")
+    inspect.set_defaults(command=run_inspect)
+
     demo = commands.add_parser("demo", help="stream photographs to the GPU and verify every byte")
     demo_options.add_arguments(demo)
     demo.set_defaults(command=run_demo)
@@ -126,6 +135,13 @@ def run_doctor(arguments: argparse.Namespace) -> int:
     from aiostage.tools import doctor
 
     return 0 if anyio.run(doctor.run, arguments.ring_count, arguments.buffer_size) else 1
+
+
+def run_inspect(arguments: argparse.Namespace) -> int:
+    from aiostage.tools import inspection
+
+    options = {"as_json": arguments.json, "srgb": arguments.srgb, "expand": arguments.expand}
+    return 0 if inspection.run(arguments.files, **options) else 1
 
 
 async def print_adapters() -> None:
