@@ -157,7 +157,9 @@ async def arrive(ring: Any, file: Any, **options: Any) -> tuple[textures.Texture
     stream = await textures.load(ring, file, usage=usage, **options)
     assert stream.fence is not None
     await stream.fence
-    return stream, read_texture(stream.texture)
+    found = read_texture(stream.texture)
+    assert stream.info.nbytes == sum(level.size for level in found)
+    return stream, found
 
 
 def same(found: Sequence[np.ndarray], expected: Sequence[np.ndarray]) -> bool:

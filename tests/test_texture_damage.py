@@ -51,6 +51,23 @@ def test_a_level_that_breaks_the_alignment_rule_is_refused(shift: int) -> None:
             textures.inspect(file)
 
 
+@pytest.mark.parametrize("scheme", [0, 2, 3])
+def test_levels_that_share_bytes_are_refused(scheme: int) -> None:
+    """With each other, or with what stands before them."""
+    right = ktx2(37, SIZE, CONTENT, scheme=scheme)
+    offsets = [level.offset for level in textures.inspect(right).levels]
+    for number, offset in ((2, offsets[1]), (1, offsets[2]), (2, 80 + 3 * 24)):
+        file = bytearray(right)
+        struct.pack_into("<Q", file, 80 + 24 * number, offset)
+        with pytest.raises(InvalidTexture, match="share its bytes"):
+            textures.inspect(file)
+
+
+def test_a_level_of_the_wrong_length_is_told_by_the_name_of_the_format_in_the_file() -> None:
+    with pytest.raises(InvalidTexture, match="47 bytes; 4 × 4 × 1 of VK_FORMAT_R8G8B8_UNORM have 48"):
+        textures.inspect(ktx2(23, (4, 4), [bytes(47)], alignment=12))
+
+
 @pytest.mark.parametrize("scheme", [2, 3])
 async def test_levels_that_are_packed_may_be_anywhere(open_ring: Any, scheme: int) -> None:
     file = ktx2(37, SIZE, CONTENT, scheme=scheme, alignment=1)

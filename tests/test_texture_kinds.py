@@ -6,8 +6,10 @@ Numbers of formats, bit fields and sizes are written down here after the specifi
 from __future__ import annotations
 
 import array
+import gc
 import io
 import mmap
+import os
 import random
 import struct
 import time
@@ -188,6 +190,15 @@ async def test_bc1_without_alpha_is_opaque_and_warns(open_ring: Any, number: int
     assert same(found, levels)
     with_alpha = textures.inspect(ktx2(number + 2, (8, 8), [level.tobytes() for level in levels]))
     assert (with_alpha.alpha, with_alpha.warnings) == ("straight", ())
+
+
+async def test_alpha_alone_is_red_with_a_swizzle(open_ring: Any) -> None:
+    levels = texels(1, (7, 5), 3)
+    content = [level.tobytes() for level in levels]
+    for file in (ktx2(1000470001, (7, 5), content), dds_by_fields((7, 5), content, dx10=(65, 3, 0, 1, 0))):
+        stream, found = await arrive(await open_ring(), file)
+        assert (stream.info.format, stream.info.swizzle, stream.info.expanded_from) == ("r8unorm", "000r", None)
+        assert same(found, levels)
 
 
 @pytest.mark.parametrize(
@@ -543,7 +554,20 @@ async def test_every_kind_of_source(open_ring: Any, tmp_path: Path, container: s
     items = np.frombuffer(file, np.uint8)
     sources: list[Any] = [str(path), path, anyio.Path(path), file, bytearray(file), memoryview(file)]
     sources += [memoryview(spaced[:, 1]), spaced[:, 1], array.array("B", file), io.BytesIO(file)]
-    for dtype in ("u1", "i1", "<u2", ">u2", "<f4", ">f8", "c16", "?", "S4", "M8[s]", "f2", [("a", "<u2"), ("b", "f2")]):
+    for dtype in (
+        "u1",
+        "i1",
+        "<u2",
+        ">u2",
+        "<f4",
+        ">f8",
+        "c16",
+        "?",
+        "S4",
+        "M8[s]",
+        "f2",
+        [("On", "<u2"), ("b", "f2")],
+    ):
         sources += [items.view(dtype), np.repeat(items.view(dtype), 2)[::2]]
     for source in sources:
         _, found = await arrive(ring, source)
@@ -580,6 +604,16 @@ async def test_what_is_no_source_is_named(open_ring: Any, tmp_path: Path) -> Non
             textures.inspect(what)
     with pytest.raises(FileNotFoundError):
         textures.inspect(tmp_path / "missing.dds")
+
+
+def test_a_pipe_is_refused_and_closed(tmp_path: Path) -> None:
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    ours = os.open(path, os.O_RDWR)
+    with pytest.raises(OSError, match=r"seek|Illegal"):
+        textures.inspect(path)
+    gc.collect()  # an open file would warn
+    os.close(ours)
 
 
 async def test_the_bytes_are_free_again_afterwards(open_ring: Any) -> None:

@@ -91,14 +91,14 @@ def read(source: Source) -> TextureInfo:
         expansion and expansion.block,
     )
     shape.check()
-    found = _levels(source, shape, _SCHEMES[scheme])
+    found = _levels(source, shape, _SCHEMES[scheme], format.name)
     notes = _notes(source, fields[9:13], has_srgb=format.format.endswith("-srgb"))._replace(
         generate_mips=levels == 0, warnings=_gaps(found, fields[9:15])
     )
     return make_info("KTX2", format, shape, found, notes, expansion, _SCHEMES[scheme])
 
 
-def _levels(source: Source, shape: Shape, supercompression: str) -> tuple[Level, ...]:
+def _levels(source: Source, shape: Shape, supercompression: str, format: str) -> tuple[Level, ...]:
     assert shape.levels <= _MOST_LEVELS
     index = source.read(_HEADER.size, _LEVEL.size * shape.levels, "the level index")
     alignment = math.lcm(shape.block.nbytes, 4) if supercompression == "none" else 1
@@ -109,7 +109,7 @@ def _levels(source: Source, shape: Shape, supercompression: str) -> tuple[Level,
             if declared != expected:
                 raise InvalidTexture(
                     f"mip level {number} is declared to have {declared} {what}bytes; "
-                    f"{' × '.join(map(str, shape.level_size(number)))} of {shape.format} have {expected}"
+                    f"{' × '.join(map(str, shape.level_size(number)))} of {format} have {expected}"
                 )
         if offset < _HEADER.size + len(index):
             raise InvalidTexture(f"mip level {number} is declared at byte {offset}, inside the header")
@@ -122,13 +122,20 @@ def _levels(source: Source, shape: Shape, supercompression: str) -> tuple[Level,
 
 
 def _gaps(levels: tuple[Level, ...], others: tuple[int, ...]) -> tuple[str, ...]:
-    """A warning for each run of bytes that no part of the file has, and that is longer than any alignment asks for."""
-    end, found = _HEADER.size + _LEVEL.size * len(levels), []
-    parts = [(level.offset, level.stored) for level in levels] + list(zip(others[::2], others[1::2], strict=True))
-    for offset, nbytes in sorted(part for part in parts if part[1]):
+    """A warning for each run of bytes that no part of the file has, and that is longer than any alignment asks for.
+
+    :raises InvalidTexture: a level shares bytes with another part.
+    """
+    end, was_level, found = _HEADER.size + _LEVEL.size * len(levels), False, []
+    parts = [(level.offset, level.stored, True) for level in levels]
+    parts += [(offset, nbytes, False) for offset, nbytes in zip(others[::2], others[1::2], strict=True)]
+    for offset, nbytes, is_level in sorted(part for part in parts if part[1]):
+        if offset < end and (is_level or was_level):
+            raise InvalidTexture(f"two parts of the file share its bytes {offset} to {min(end, offset + nbytes)}")
         if offset - end >= _MOST_PADDING:
             found.append(f"no part of the file has its bytes {end} to {offset}")
-        end = max(end, offset + nbytes)
+        if offset + nbytes > end:
+            end, was_level = offset + nbytes, is_level
     return tuple(found)
 
 

@@ -26,7 +26,11 @@ class Source:
         if isinstance(source, str | os.PathLike):
             self._file = Path(source).open("rb")  # noqa: SIM115 - until close()
             self._is_ours = True
-            self.size = self._file.seek(0, os.SEEK_END)
+            try:
+                self.size = self._file.seek(0, os.SEEK_END)
+            except OSError:  # a pipe
+                self.close()
+                raise
         elif hasattr(source, "read") and hasattr(source, "seek") and not isinstance(source, mmap.mmap):
             self._file = _binary(source)
             self.size = self._file.seek(0, os.SEEK_END)
@@ -73,9 +77,9 @@ def _bytes_of(source: Any) -> memoryview:
     try:
         if isinstance(source, np.ndarray) and source.dtype.kind in "mM":  # which no buffer may have
             source = source.view(np.int64)
-        view = memoryview(source)
-        if "O" in view.format:
+        if isinstance(source, np.ndarray) and source.dtype.hasobject:
             raise TypeError
+        view = memoryview(source)
         return view.cast("B") if view.c_contiguous else memoryview(view.tobytes())
     except (TypeError, ValueError):
         raise TypeError(f"a texture is read from a path, a file or bytes, not from {type(source).__name__}") from None
