@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import random
 import struct
 import sys
@@ -577,3 +578,59 @@ def test_entering_that_is_cancelled_leaves_no_file_open(loop: str, held_reads: H
         assert not ended_early
 
     play(loop, scene)
+
+
+# -- straight from the file --
+
+
+@pytest.mark.parametrize("kind", ["2d", "array", "cube", "3d"])
+async def test_large_levels_are_read_by_threads_straight_into_staging_memory(
+    open_ring: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    images, depth = {"2d": 1, "array": 3, "cube": 6, "3d": 1}[kind], 4 if kind == "3d" else 0
+    levels = chain("rgba8unorm", (200, 200), 3, images, depth)  # rows that are padded in staging memory
+    path, read = tmp_path / "texture.dds", []
+    layers = images if kind == "array" else 1
+    path.write_bytes(dds("rgba8unorm", (200, 200), levels, depth=depth, layers=layers, cube=kind == "cube"))
+    read_before = Source.read
+
+    def noted(source: Source, offset: int, nbytes: int, what: str) -> Any:
+        read.append(nbytes)
+        return read_before(source, offset, nbytes, what)
+
+    monkeypatch.setattr(Source, "read", noted)
+    ring = await open_ring(ring_count=2, buffer_size=64 * 1024)
+    for source in (path, path.open("rb"), path.open("rb", buffering=0)):
+        read.clear()
+        stream = await textures.load(ring, source, usage=wgpu.TextureUsage.COPY_SRC)
+        await stream.fence
+        assert b"".join(level.tobytes() for level in read_texture(stream.texture)) == b"".join(levels)
+        assert max(read) < 64 * 1024
+        if not isinstance(source, Path):
+            source.close()
+
+
+async def test_a_file_that_is_cut_off_while_it_streams_is_damaged(open_ring: Any, tmp_path: Path) -> None:
+    path = tmp_path / "texture.ktx2"
+    path.write_bytes(ktx2("rgba8unorm", (256, 256), chain("rgba8unorm", (256, 256), 2)))
+    ring = await open_ring(buffer_size=64 * 1024)
+    async with textures.open(
+        ring, path, usage=wgpu.TextureUsage.COPY_SRC | wgpu.TextureUsage.TEXTURE_BINDING
+    ) as stream:
+        assert await anext(stream) == 1
+        with path.open("r+b") as file:
+            file.truncate(path.stat().st_size - 1000)
+        with pytest.raises(InvalidTexture, match="cut off in mip level 0"):
+            await anext(stream)
+        assert stream.view() is not None
+    await ring.write_buffer(ring.device.create_buffer(size=4, usage=wgpu.BufferUsage.COPY_DST), 0, b"1234")
+
+
+async def test_a_file_that_unpacks_another_is_read_through_it(open_ring: Any, tmp_path: Path) -> None:
+    levels = chain("rgba8unorm", (256, 256), 1)
+    path = tmp_path / "texture.ktx2.gz"
+    path.write_bytes(gzip.compress(ktx2("rgba8unorm", (256, 256), levels)))
+    with gzip.open(path) as file:
+        stream = await textures.load(await open_ring(), file, usage=wgpu.TextureUsage.COPY_SRC)
+    await stream.fence
+    assert read_texture(stream.texture)[0].tobytes() == levels[0]

@@ -108,6 +108,10 @@ class TextureInfo:
             -(-height // block.height) - -(-level.height // block.height),
         )
 
+    def is_stored_as_it_goes(self, number: int) -> bool:
+        """Whether the file has this mip level byte for byte as the texture does."""
+        return self.supercompression == "none" and self.expansion is None and self.missing(number) == (0, 0)
+
     @property
     def block(self) -> TexelBlock:
         """Of texels in the file."""

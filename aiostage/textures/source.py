@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import mmap
 import os
 from pathlib import Path
@@ -9,7 +10,9 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from ..data.files import FileRange
 from ..errors import InvalidTexture
+from .layout import Extent
 
 
 class Source:
@@ -56,6 +59,20 @@ class Source:
         if len(found) != nbytes:  # somebody truncated it since
             raise InvalidTexture(f"{what} was to be read at byte {offset}, but the file has been cut off there")
         return found
+
+    def range(self, extent: Extent, shape: tuple[int, ...]) -> FileRange | None:
+        """These bytes, for threads that read them straight into staging memory. None: they are in no plain file.
+
+        :raises InvalidTexture: the file ends before.
+        """
+        file = self._file
+        raw = file.raw if type(file) is io.BufferedReader else file
+        if type(raw) is not io.FileIO:  # something that unpacks, say, may give away the descriptor of what it reads
+            return None
+        try:
+            return FileRange(raw, extent.offset, extent.nbytes, shape=shape)
+        except ValueError as error:  # somebody truncated it since
+            raise InvalidTexture(f"the file has been cut off: {error}") from None
 
     def close(self) -> None:
         """Of a file that somebody else opened, nothing."""
