@@ -620,7 +620,7 @@ async def test_a_file_that_is_cut_off_while_it_streams_is_damaged(open_ring: Any
         assert await anext(stream) == 1
         with path.open("r+b") as file:
             file.truncate(path.stat().st_size - 1000)
-        with pytest.raises(InvalidTexture, match="cut off in mip level 0"):
+        with pytest.raises(InvalidTexture, match="cut off"):
             await anext(stream)
         assert stream.view() is not None
     await ring.write_buffer(ring.device.create_buffer(size=4, usage=wgpu.BufferUsage.COPY_DST), 0, b"1234")
