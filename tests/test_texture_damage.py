@@ -147,6 +147,7 @@ async def test_every_header_of_a_zstd_frame(
         await refused(ring, one_level(content, made + junk), f"{len(junk)} bytes follow the zstd frame of mip level 0")
 
 
+@pytest.mark.blocks_loop("zstandard makes its tables")
 @pytest.mark.parametrize(
     "options",
     [{}, {"write_checksum": True}, {"write_content_size": False}, {"level": 22}, {"level": -5}, {"threads": 2}],
