@@ -12,7 +12,7 @@ import numpy as np
 from . import waiting
 from .data.arrays import WHOLE, Run, as_array, is_lazy, is_masked, missing
 from .data.copies import BufferCopy, Copy, check_buffer_copy, resolve_destination
-from .data.files import FileRun
+from .data.files import FileRange, FileRun
 from .data.pieces import ALIGNMENT, Cut, Part, Piece, Whole, from_buffer, from_texels
 from .engine import known
 from .engine.buffer import Place
@@ -98,6 +98,8 @@ def begin_bytes(engine: Engine, buffer: Any, buffer_offset: Any, data: Any) -> U
     """
     if (upload := engine.upload_known(buffer, buffer_offset, data)) is not None:
         return upload
+    if type(data) is FileRange:
+        return _begin_range(engine, buffer, buffer_offset, data)
     if type(data) is np.ndarray:
         nbytes = data.nbytes if data.flags.c_contiguous and data.dtype.kind in "uifc" else 0
     else:
@@ -111,6 +113,18 @@ def begin_bytes(engine: Engine, buffer: Any, buffer_offset: Any, data: Any) -> U
     if pin is None:
         know_buffer(engine, buffer, data)
     return engine.upload(Whole(data, [Part(copy, 0, nbytes, (), (), (), 0)]))
+
+
+def _begin_range(engine: Engine, buffer: Any, buffer_offset: Any, data: FileRange) -> Upload | None:
+    """Likewise all of a range of a file."""
+    nbytes = data.nbytes
+    if not nbytes or type(buffer_offset) is not int:
+        return None
+    buffer, buffer_offset, pin = check_buffer_copy(buffer, buffer_offset, nbytes, engine.native)
+    if engine.goes_by_places(buffer):
+        return None
+    copy = BufferCopy(None, 0, buffer, buffer_offset, nbytes, pin)
+    return engine.upload(Whole(data.stored.as_bytes(), [Part(copy, 0, nbytes, (), (), (), 0)]))
 
 
 def begin_texels(engine: Engine, destination: Any, data: Any, data_layout: Any, size: Any) -> Upload | None:

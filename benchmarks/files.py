@@ -25,6 +25,8 @@ from .throughput import COROUTINES
 MiB = aiostage.MiB
 SIZES = (1 * MiB, 4 * MiB, 16 * MiB)
 
+NAMES = ("a range of the file", "np.memmap and write_buffer", "readinto a slot's view")
+
 Way = Callable[[Any, int, int], Awaitable[Any]]
 
 
@@ -58,19 +60,17 @@ async def compare(
 ) -> dict[str, Any]:
     usage = wgpu.BufferUsage.COPY_DST
     targets = [device.create_buffer(size=part, usage=usage) for _ in range(COROUTINES)]
-    ways = Ways(ring, path)
-    found: dict[str, dict[str, list[float]]] = {name: {"rates": [], "lags": []} for name in ways.ways}
+    found: dict[str, dict[str, list[float]]] = {name: {"rates": [], "lags": []} for name in NAMES}
     for turn in range(rounds + 1):
-        for name, way in ways.ways.items():
+        for name in NAMES:
             prepare(path, cached)
             lags: list[float] = []
             watch = asyncio.create_task(watch_timer(lags))
-            seconds = await once(way, targets, size, part)
+            seconds = await once(ring, path, name, targets, size, part)
             watch.cancel()
             if turn:
                 found[name]["rates"].append(size / seconds / 1e9)
                 found[name]["lags"] += lags
-    ways.close()
     for target in targets:
         target.destroy()
     return {
@@ -89,8 +89,11 @@ def prepare(path: Path, cached: bool) -> None:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-async def once(way: Way, targets: list[Any], size: int, part: int) -> float:
-    """Seconds for the whole file, until the GPU has it."""
+async def once(ring: aiostage.StagingRing, path: Path, name: str, targets: list[Any], size: int, part: int) -> float:
+    """Seconds from opening the file until the GPU has all of it."""
+    started = time.perf_counter()
+    ways = Ways(ring, path)
+    way = ways.ways[name]
     offsets = iter(range(0, size, part))
 
     async def stream(target: Any) -> None:
@@ -100,9 +103,10 @@ async def once(way: Way, targets: list[Any], size: int, part: int) -> float:
         if fence is not None:
             await fence
 
-    started = time.perf_counter()
     await asyncio.gather(*map(stream, targets))
-    return time.perf_counter() - started
+    seconds = time.perf_counter() - started
+    ways.close()
+    return seconds
 
 
 class Ways:
@@ -112,15 +116,12 @@ class Ways:
         self._ring, self._path = ring, path
         self._threads = ThreadPoolExecutor(ring._threads)
         self._file = path.open("rb", buffering=0)
-        self._map = np.memmap(path, np.uint8, "r")
-        self.ways: dict[str, Way] = {
-            "a range of the file": self.by_range,
-            "np.memmap and write_buffer": self.by_map,
-            "readinto a slot's view": self.by_slots,
-        }
+        self._map = np.memmap(path, np.uint8, "r")  # whose pages are not there yet
+        self._range = FileRange(path)
+        self.ways: dict[str, Way] = dict(zip(NAMES, (self.by_range, self.by_map, self.by_slots), strict=True))
 
     async def by_range(self, target: Any, offset: int, part: int) -> Any:
-        return await self._ring.write_buffer(target, 0, FileRange(self._file, offset, part))
+        return await self._ring.write_buffer(target, 0, self._range.part(offset, part))
 
     async def by_map(self, target: Any, offset: int, part: int) -> Any:
         return await self._ring.write_buffer(target, 0, self._map[offset : offset + part])
@@ -139,6 +140,7 @@ class Ways:
     def close(self) -> None:
         self._threads.shutdown()
         self._file.close()
+        self._range.close()
 
 
 HEADER = ("parts", "way", "GB/s", "a range is ×", "loop lag p99 ms")

@@ -153,6 +153,20 @@ class FileRange:
         self.shape: tuple[int, ...] = shape
         self._source = source
 
+    def part(self, offset: int, nbytes: int) -> FileRange:
+        """So many of its bytes, from `offset` bytes behind its start, of the same open file: cheaper than a new one.
+
+        :raises ValueError: they are not all in it, or it was closed.
+        """
+        if self._source is None:
+            raise ValueError("the range of a file was closed")
+        if not 0 <= offset <= offset + nbytes <= self.nbytes:
+            raise ValueError(f"bytes {offset} to {offset + nbytes} of a range that has {self.nbytes}")
+        found = FileRange.__new__(FileRange)
+        found._source, found.dtype, found.shape = self._source, np.dtype(np.uint8), (nbytes,)
+        found.offset, found.nbytes = self.offset + offset, nbytes
+        return found
+
     @property
     def stored(self) -> Stored:
         """What is uploaded. :raises ValueError: it was closed."""
