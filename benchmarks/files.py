@@ -4,6 +4,7 @@ the page cache, and from the disk."""
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import tempfile
 import time
@@ -81,6 +82,7 @@ async def compare(
 
 def prepare(path: Path, cached: bool) -> None:
     """Have the whole file in the page cache, or nothing of it."""
+    gc.collect()  # no map of it is left, whose pages would stay
     with path.open("rb") as file:
         if cached:
             while file.read(64 * MiB):
