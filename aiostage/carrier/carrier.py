@@ -233,7 +233,7 @@ class Carrier:
 
     def _post(self, ring: int, whole: Whole, most: int, epoch: int) -> int:
         part = whole.parts[0]
-        if type(copy := part.copy) is BufferCopy:
+        if type(copy := part.copy) is BufferCopy and not part.shape:
             where = part.start, part.run, self._device.handle(copy.destination), copy.destination_offset
             return self._native.upload_bytes(ring, whole.array, *where, most, epoch)
         records = whole.records or pack_pieces(self._device, whole.parts)
