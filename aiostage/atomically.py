@@ -8,7 +8,6 @@ at the destination, so that none which was begun later overtakes it.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from . import uploads, waiting
@@ -76,8 +75,9 @@ async def turn_of(engine: Engine, destination: Any) -> Turn:
 
 async def _write_at_once(engine: Engine, cut: Cut) -> Any:
     """What fits in a staging buffer."""
-    no_turn: AbstractContextManager[object] = nullcontext()
-    with await turn_of(engine, cut.destination) if engine.turns.atomic else no_turn:
+    with engine.turns.take_atomic(cut.destination, engine.lending.going_to(cut.destination)) as turn:
+        await waiting.outcome(turn.come)
+        engine.check()
         return await uploads.write_now(engine, cut)
 
 
