@@ -29,6 +29,7 @@ class Looks:
         self.count = self.torn = 0
 
     async def look(self) -> None:
+        await asyncio.sleep(self.count % 16 * 1e-3)  # or it would always come right after a frame's end
         encoder = self._device.create_command_encoder()
         layout = {"buffer": self._buffer, "bytes_per_row": WIDTH * 4, "rows_per_image": HEIGHT}
         encoder.copy_texture_to_buffer({"texture": self._texture}, layout, (WIDTH, HEIGHT, 1))
