@@ -396,6 +396,22 @@ async def test_a_later_small_write_waits_for_an_atomic_one_to_the_same_destinati
     assert buffer.bytes.tobytes() == expected
 
 
+@pytest.mark.parametrize("strided", [False, True], ids=["by the carrier", "by Python"])
+@pytest.mark.parametrize("count", [2, 6 * 1024], ids=["one piece", "two pieces"])
+async def test_it_does_not_overtake_a_much_larger_plain_one(
+    open_ring: OpenRing, target: Target, strided: bool, count: int
+) -> None:
+    ring, buffer = await open_ring(**SMALL), target(NBYTES)
+    for value in range(1, 12):
+        large = np.full((1 + strided) * NBYTES // 4, value, np.uint32)[:: 1 + strided]
+        small = np.full(count, 100 + value, np.uint32)
+        first = ring.write_buffer(buffer, 0, large)
+        await asyncio.gather(first, ring.write_buffer(buffer, NBYTES - 4 * count, small, atomic=True))
+        content = read_buffer(buffer).view(np.uint32)
+        assert set(content[:-count].tolist()) == {value}
+        assert set(content[-count:].tolist()) == {100 + value}
+
+
 async def test_one_that_fails_or_is_cancelled_holds_nobody_up(held: HeldCopies, held_ring: OpenRing) -> None:
     ring, buffer = await held_ring(inline_size=64), held.buffer(5 * KiB)
     held.free_running = True
@@ -526,6 +542,24 @@ async def test_a_ring_that_is_closed_meanwhile_shows_nothing_and_frees_all(
     with pytest.raises(aiostage.RingClosed):
         await task
     assert not buffer.bytes.any()
+    assert ring.stats_nowait().scratch_bytes == 0
+
+
+async def test_a_ring_that_is_closed_while_one_waits_for_its_turn_shows_nothing(
+    open_ring: OpenRing, target: Target
+) -> None:
+    ring, buffer = await open_ring(**SMALL), target(NBYTES)
+    with ring._engine.turns.take(buffer):
+        tasks = [asyncio.create_task(Writer(ring, buffer, True)()), asyncio.create_task(Writer(ring, buffer, False)())]
+        await until(lambda: ring.stats_nowait().allocations_total == NBYTES // (16 * KiB))
+        await until(lambda: not ring._engine.lending.uploads)
+        await turns()
+        assert not any(task.done() for task in tasks)
+        await ring.aclose()
+    for task in tasks:
+        with pytest.raises(aiostage.RingClosed):
+            await task
+    assert not read_buffer(buffer).any()
     assert ring.stats_nowait().scratch_bytes == 0
 
 
