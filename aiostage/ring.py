@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import numpy as np
 
-from . import uploads, waiting
+from . import atomically, uploads, waiting
 from .allocation import Allocation, TexelLayout, texel_layout
 from .batch import Batch, Frame
 from .budget import MemoryBudget, MiB, default_budget
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from .advice import Advice
 
 _MANY_CORES = 8
+_AT_ONCE = contextlib.nullcontext()
 
 
 class _Watch:
@@ -386,7 +387,14 @@ class StagingRing:
     # -- uploading --
 
     async def write_buffer(
-        self, buffer: Any, buffer_offset: int, data: Any, data_offset: int = 0, size: int | None = None
+        self,
+        buffer: Any,
+        buffer_offset: int,
+        data: Any,
+        data_offset: int = 0,
+        size: int | None = None,
+        *,
+        atomic: bool = False,
     ) -> Fence:
         """Copy `data` to a GPUBuffer or a pool's range, as `GPUQueue.write_buffer` does, without holding the loop.
 
@@ -397,21 +405,29 @@ class StagingRing:
 
         :param data_offset: bytes of `data` to skip.
         :param size: bytes to copy; default: the rest.
+        :param atomic: nobody sees a part of it. It arrives in one submit, however much larger than the ring it is; and
+            not at all if it is cancelled before that, or anything goes wrong. More than `buffer_size` bytes take as
+            much device memory meanwhile, and a copy by the GPU.
         :returns: a fence that completes when the GPU has copied.
         :raises InvalidCopy: WebGPU would refuse it; nothing was copied.
+        :raises OutOfMemory: the device has no memory for an atomic one; nothing was copied.
         """
         engine = self._engine
         engine.check_task()
-        upload = None
-        if data_offset == 0 and size is None:
-            upload = uploads.begin_bytes(engine, buffer, buffer_offset, data)
-        if upload is None:
-            fence: Fence = await uploads.write_now(
-                engine, await uploads.cut_bytes(engine, buffer, buffer_offset, data, data_offset, size)
-            )
-        else:
-            fence = await uploads.carried(engine, upload)
-        return fence
+        if atomic:
+            whole: Fence = await atomically.write_buffer(engine, buffer, buffer_offset, data, data_offset, size)
+            return whole
+        with await atomically.turn_of(engine, buffer) if engine.turns.atomic else _AT_ONCE:
+            upload = None
+            if data_offset == 0 and size is None:
+                upload = uploads.begin_bytes(engine, buffer, buffer_offset, data)
+            if upload is None:
+                fence: Fence = await uploads.write_now(
+                    engine, await uploads.cut_bytes(engine, buffer, buffer_offset, data, data_offset, size)
+                )
+            else:
+                fence = await uploads.carried(engine, upload)
+            return fence
 
     async def write_texture(
         self,
@@ -419,23 +435,31 @@ class StagingRing:
         data: Any,
         data_layout: Mapping[str, int] | None = None,
         size: Any = None,
+        *,
+        atomic: bool = False,
     ) -> Fence:
         """Copy `data` to a region of a texture, as `GPUQueue.write_texture` does, without holding the loop.
 
         With `data_layout` and `size` None both follow from the shape of `data` and the format of the texture. Items are
         the texels' own type (docs/guide.md), in either byte order, or bytes.
 
+        :param atomic: as in `write_buffer`.
         :raises InvalidCopy: WebGPU would refuse it, or the data are of another kind; nothing was copied.
         :raises TypeError: `data` is no array and no bytes, or has masked or missing values.
+        :raises OutOfMemory: the device has no memory for an atomic one; nothing was copied.
         """
         engine = self._engine
         engine.check_task()
-        upload = uploads.begin_texels(engine, destination, data, data_layout, size)
-        if upload is None:
-            fence: Fence = await uploads.write_texels_now(engine, destination, data, data_layout, size)
-        else:
-            fence = await uploads.carried(engine, upload)
-        return fence
+        if atomic:
+            whole: Fence = await atomically.write_texture(engine, destination, data, data_layout, size)
+            return whole
+        with await atomically.turn_of(engine, destination) if engine.turns.atomic else _AT_ONCE:
+            upload = uploads.begin_texels(engine, destination, data, data_layout, size)
+            if upload is None:
+                fence: Fence = await uploads.write_texels_now(engine, destination, data, data_layout, size)
+            else:
+                fence = await uploads.carried(engine, upload)
+            return fence
 
     def batch(self) -> Batch:
         """Uploads that are submitted together, when the `async with` block ends."""

@@ -60,6 +60,9 @@ class StagingStats:
     """Bytes of staging memory that all rings hold that share this one's `MemoryBudget`, this one's included."""
     budget_limit: int
     """What they may hold together."""
+    scratch_bytes: int
+    """Bytes of device memory that atomic uploads use, or that is kept for the next: no staging memory, and in no
+    budget."""
 
     @property
     def memory(self) -> int:
@@ -102,4 +105,5 @@ def snapshot(engine: Engine, ring_count: int, buffer_size: int, budget: MemoryBu
         peak_buffers=max(ring_count - demand.least_free, lent.most_used),
         budget_used=0 if budget is None else budget.used,
         budget_limit=0 if budget is None else budget.limit,
+        scratch_bytes=engine.scratch.nbytes,
     )

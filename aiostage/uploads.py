@@ -10,10 +10,11 @@ import anyio
 import numpy as np
 
 from . import waiting
+from .data import pieces
 from .data.arrays import WHOLE, Run, as_array, is_lazy, is_masked, missing
 from .data.copies import BufferCopy, Copy, check_buffer_copy, resolve_destination
 from .data.files import FileRange, FileRun
-from .data.pieces import ALIGNMENT, Cut, Part, Piece, Whole, from_buffer, from_texels
+from .data.pieces import ALIGNMENT, Content, Cut, Part, Piece, Texels, Whole, cut_content
 from .engine import known
 from .engine.buffer import Place
 from .engine.engine import Engine
@@ -35,24 +36,36 @@ async def cut_bytes(
     :raises TypeError:
     :raises InvalidCopy: if nothing may be copied to `buffer` at all, lazy data are not asked.
     """
+    content = await content_of(engine, buffer, buffer_offset, data, data_offset, size)
+    return cut_content(content, engine.buffer_size)
+
+
+async def content_of(
+    engine: Engine, buffer: Any, buffer_offset: int, data: Any, data_offset: int, size: int | None
+) -> Content:
+    """The same in one."""
     if is_lazy(data):
         check_buffer_copy(buffer, 0, 0, engine.native)
-        data = await _loaded(engine, data)
-    return from_buffer(engine.native, engine.buffer_size, buffer, buffer_offset, data, data_offset, size)
+        data = await run_sync(as_array, data)
+    return pieces.content_of(engine.native, buffer, buffer_offset, data, data_offset, size)
 
 
 async def cut_texels(
     engine: Engine, destination: Mapping[str, Any], data: Any, data_layout: Mapping[str, int] | None, size: Any
 ) -> Cut:
     """Likewise the pieces of texels."""
+    texels = await texels_of(engine, destination, data, data_layout, size)
+    return pieces.cut_texels(texels, engine.buffer_size)
+
+
+async def texels_of(
+    engine: Engine, destination: Mapping[str, Any], data: Any, data_layout: Mapping[str, int] | None, size: Any
+) -> Texels:
+    """The same in one."""
     if is_lazy(data):
         resolve_destination(destination, engine.native)
-        data = await _loaded(engine, data)
-    return from_texels(engine.native, engine.buffer_size, destination, data, data_layout, size)
-
-
-async def _loaded(engine: Engine, data: Any) -> Any:
-    return await run_sync(as_array, data)
+        data = await run_sync(as_array, data)
+    return pieces.texels_of(engine.native, destination, data, data_layout, size)
 
 
 def _gathered(piece: Piece) -> list[Run]:
@@ -149,7 +162,7 @@ async def write_now(engine: Engine, cut: Cut) -> Any:
         upload = engine.upload(whole)
         del cut, whole  # which an exception would keep, and they a file
         return await carried(engine, upload)
-    with engine.by_places(cut.destination):
+    with engine.by_places(cut.destination), engine.turns.take(cut.destination):
         filling = await write(engine, engine.uploads, cut.pieces)
     return filling.fence or engine.timeline.insert()
 
@@ -197,11 +210,11 @@ async def _ended(engine: Engine, upload: Upload) -> None:
     await upload.event.wait()
 
 
-async def write(engine: Engine, lane: Lane, pieces: Iterator[Piece]) -> Filling:
+async def write(engine: Engine, lane: Lane, some: Iterator[Piece]) -> Filling:
     """Fill and stage every piece; returns when the data may be reused, in the lane of uploads when it was submitted."""
     count = nbytes = 0
     async with Filling(engine) as filling:
-        for piece in pieces:
+        for piece in some:
             count += 1
             nbytes += piece.nbytes
             engine.check_lane(lane)

@@ -35,6 +35,7 @@ from aiostage.data.files import FileRange
 from aiostage.pools import BufferPool
 
 BUFFER = 1024  # bytes in each of the ring's three staging buffers
+ATOMIC = 5 * BUFFER  # bytes of an upload that arrives whole or not at all
 RAW = 5  # what every byte of the scene's own uploads is
 FILE = tempfile.TemporaryFile()  # noqa: SIM115 - it is needed as long as there are tests
 FILE.write(bytes([RAW]) * 5 * BUFFER)
@@ -167,6 +168,15 @@ async def write_texture(stage: Stage) -> None:
     await stage.ring.write_texture({"texture": stage.texture}, bytes([RAW]) * 64 * 64 * 4)
 
 
+async def write_atomically(stage: Stage) -> None:
+    await stage.ring.write_buffer(stage.target, 0, bytes([RAW]) * ATOMIC, atomic=True)
+
+
+async def write_texture_atomically(stage: Stage) -> None:
+    await stage.ring.write_texture({"texture": stage.texture}, bytes([RAW]) * 64 * 64 * 4, atomic=True)
+    await write_small(stage)
+
+
 async def batch(stage: Stage) -> None:
     async with stage.ring.batch() as batch:
         await batch.write_buffer(stage.target, 0, bytes([RAW]) * 16)
@@ -264,6 +274,8 @@ SCENES = {
     "write_texture, larger than the ring": Entry(write_texture, 1),
     "write_buffer, from a file": Entry(write_file, 1),
     "batch, from files": Entry(batch_of_files, 3),
+    "write_buffer, atomic": Entry(write_atomically, 3),
+    "write_texture, atomic": Entry(write_texture_atomically, 4),
     "batch, larger than the ring": Entry(batch, 3),
     "frame": Entry(frames, 3),
     "stats": Entry(stats, 1),
@@ -409,6 +421,10 @@ async def play(entry: Entry, strike: Strike, n: int, submit_blocks: bool) -> boo
             assert strike.others or (content(stage.moved) == RAW).all()
             stage.pool.__exit__(EOFError)  # as an exception ends it: with its ranges
         await stage.ring.aclose()
+        assert stage.ring.stats_nowait().scratch_bytes == 0
+    if entry.scene is write_atomically:
+        assert len(set(stage.target.bytes[:ATOMIC].tolist())) == 1
+    assert len(set(stage.texture.level().reshape(-1).tolist())) == 1 or entry.scene is not write_texture_atomically
     if not strike.others:  # otherwise the holder's slot may keep its memory
         assert all(buffer.destroyed for buffer in gpu.staging[:3])
     assert stage.budget.used == 0

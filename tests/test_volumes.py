@@ -128,6 +128,10 @@ async def by_ring(ring: StagingRing, destination: Any, data: np.ndarray) -> None
     await ring.write_texture(destination, data)
 
 
+async def by_scratch(ring: StagingRing, destination: Any, data: np.ndarray) -> None:
+    await ring.write_texture(destination, data, atomic=True)
+
+
 async def by_batch(ring: StagingRing, destination: Any, data: np.ndarray) -> None:
     async with ring.batch() as batch:
         await batch.write_texture(destination, data)
@@ -159,7 +163,10 @@ async def by_closing(ring: StagingRing, destination: Any, data: np.ndarray) -> N
     slot.abandon()
 
 
-WAYS = {way.__name__.removeprefix("by_"): way for way in (by_ring, by_batch, by_frame, by_slot, by_encoder, by_closing)}
+WAYS = {
+    way.__name__.removeprefix("by_"): way
+    for way in (by_ring, by_scratch, by_batch, by_frame, by_slot, by_encoder, by_closing)
+}
 
 
 @pytest.mark.parametrize("usage", USAGES)

@@ -249,7 +249,7 @@ class Carrier:
         if isinstance(array, Stored):
             records = pack_pieces(self._device, whole.parts)
             return self._native.upload(ring, array.source, array.source.fd, array.offset, records, most, epoch)
-        if type(copy := part.copy) is BufferCopy:
+        if type(copy := part.copy) is BufferCopy and not part.shape:
             where = part.start, part.run, self._device.handle(copy.destination), copy.destination_offset
             return self._native.upload_bytes(ring, array, *where, most, epoch)
         records = whole.records or pack_pieces(self._device, whole.parts)

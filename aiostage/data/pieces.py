@@ -99,10 +99,17 @@ class Cut(NamedTuple):
     """In a file, and so nothing for the loop, however small it is."""
 
 
-def from_buffer(
-    owner: Any, most: int, buffer: Any, buffer_offset: int, data: Any, data_offset: int, size: int | None
-) -> Cut:
-    """`data`'s bytes, in C order, in pieces of `most` bytes. `owner` is the device. :raises InvalidCopy:"""
+class Content(NamedTuple):
+    """Bytes of an array, and the one copy that would bring them where they go."""
+
+    array: Array | Stored
+    start: int
+    copy: BufferCopy
+    """Without a source."""
+
+
+def content_of(owner: Any, buffer: Any, buffer_offset: int, data: Any, data_offset: int, size: int | None) -> Content:
+    """`data`'s bytes, in C order, and where they go. `owner` is the device. :raises InvalidCopy:"""
     array = data.stored.as_bytes() if isinstance(data, FileRange) else as_items(as_array(data))
     buffer_offset, data_offset = whole(buffer_offset, "buffer_offset"), whole(data_offset, "data_offset")
     if not 0 <= data_offset <= array.nbytes:
@@ -111,12 +118,19 @@ def from_buffer(
     if nbytes > array.nbytes - data_offset:
         raise InvalidCopy(f"size {nbytes} exceeds the {array.nbytes - data_offset} bytes behind data_offset")
     buffer, buffer_offset, pin = check_buffer_copy(buffer, buffer_offset, nbytes, owner)
+    return Content(array, data_offset, BufferCopy(None, 0, buffer, buffer_offset, nbytes, pin))
+
+
+def cut_content(content: Content, most: int) -> Cut:
+    """In pieces of `most` bytes."""
+    array, first, goal = content
+    buffer, nbytes = goal.destination, goal.size
 
     def pieces() -> Iterator[Piece]:
         for start in range(0, nbytes, most):
-            length = min(most, nbytes - start)
-            copy = partial(_buffer_copy, buffer=buffer, target=buffer_offset + start, nbytes=length, pin=pin)
-            yield _bytes_piece(array, data_offset + start, length, copy)
+            length, target = min(most, nbytes - start), goal.destination_offset + start
+            copy = partial(_buffer_copy, buffer=buffer, target=target, nbytes=length, pin=goal.pin)
+            yield _bytes_piece(array, first + start, length, copy)
 
     def whole_bytes() -> Whole | None:
         if isinstance(array, Stored):
@@ -125,8 +139,7 @@ def from_buffer(
             flat = array.reshape(-1).view(np.uint8)
         else:
             return None
-        copy = BufferCopy(None, 0, buffer, buffer_offset, nbytes, pin)
-        return Whole(flat, [Part(copy, data_offset, nbytes, (), (), (), 0)])
+        return Whole(flat, [Part(goal, first, nbytes, (), (), (), 0)])
 
     return Cut(buffer, nbytes, pieces(), whole_bytes, isinstance(array, Stored))
 
@@ -146,15 +159,22 @@ def _buffer_copy(source: Any, offset: int, buffer: Any, target: int, nbytes: int
 # -- texels --
 
 
-def from_texels(
-    owner: Any,
-    most: int,
-    destination: Mapping[str, Any],
-    data: Any,
-    data_layout: Mapping[str, int] | None,
-    size: Any,
-) -> Cut:
-    """Texel rows, padded as they are copied, in pieces of `most` bytes at most. :raises InvalidCopy:"""
+class Texels(NamedTuple):
+    """Texel blocks, and the region that they go to."""
+
+    region: TextureRegion
+    blocks: Blocks
+
+    @property
+    def nbytes(self) -> int:
+        """Of staging memory, if all were in one piece."""
+        return footprint(self.region, padded_row(self.region.row_bytes), self.region.block_rows)
+
+
+def texels_of(
+    owner: Any, destination: Mapping[str, Any], data: Any, data_layout: Mapping[str, int] | None, size: Any
+) -> Texels:
+    """The texel blocks of `data`, and where they go. :raises InvalidCopy:"""
     resolved = resolve_destination(destination, owner)
     array = _little(data.stored) if isinstance(data, FileRange) else as_array(data)
     blocks: Blocks
@@ -168,13 +188,28 @@ def from_texels(
     else:
         region = region_of(resolved, size)
         blocks = _lay_out(array, data_layout or {}, region)
+    return Texels(region, blocks)
+
+
+def cut_texels(texels: Texels, most: int, splits_images: bool = False) -> Cut:
+    """Rows, padded as they are copied, in pieces of `most` bytes at most.
+
+    :param splits_images: also those that WebGPU copies whole images at a time.
+    """
+    region, blocks = texels
     if region.is_empty:
         return Cut(region.texture, 0, iter(()), lambda: None)
-    nbytes = footprint(region, padded_row(region.row_bytes), region.block_rows)
-    portion = _portion(region, most)
+    portion = _portion(region, most, splits_images)
     pieces = (_texel_piece(part, blocks[window]) for part, window in _windows(region, portion))
     whole_texels = partial(_whole_texels, region, blocks, portion)
-    return Cut(region.texture, nbytes, pieces, whole_texels, isinstance(blocks, Stored))
+    return Cut(region.texture, texels.nbytes, pieces, whole_texels, isinstance(blocks, Stored))
+
+
+def split_texels(texels: Texels, most: int) -> Iterator[Texels]:
+    """The same in parts that take `most` bytes of staging memory at most."""
+    region, blocks = texels
+    for part, window in _windows(region, _portion(region, most)):
+        yield Texels(part, blocks[window])
 
 
 def _little(stored: Stored) -> Stored:
@@ -235,7 +270,7 @@ def _texture_copy(source: Any, offset: int, part: TextureRegion, stride: int) ->
     return TextureCopy(source, offset, part, stride, part.block_rows)
 
 
-def _portion(region: TextureRegion, buffer_size: int) -> Triple:
+def _portion(region: TextureRegion, buffer_size: int, splits_images: bool = False) -> Triple:
     """(layers, block rows, block columns) of the largest pieces that fit: by layers, else by rows, else by columns."""
     row_bytes, stride = region.row_bytes, padded_row(region.row_bytes)
     if row_bytes <= buffer_size:
@@ -245,7 +280,7 @@ def _portion(region: TextureRegion, buffer_size: int) -> Triple:
         columns = region.block_columns
     else:
         rows, columns = 1, buffer_size // region.block.nbytes
-    if is_depth_stencil(region.texture.format):
+    if is_depth_stencil(region.texture.format) and not splits_images:
         raise AllocationTooLarge(
             f"{region.texture.format} is copied whole images at a time, and one of {stride * region.block_rows} bytes "
             f"does not fit in a staging buffer of {buffer_size}"

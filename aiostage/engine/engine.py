@@ -49,7 +49,9 @@ from .lanes import Lane
 from .lending import Lending, Upload
 from .line import Line, Waiter
 from .outcome import Outcome
+from .scratch import Scratch
 from .submission import Submission
+from .turns import Turns
 from .views import Views
 
 Ended = Callable[[BaseException | None], object]
@@ -91,6 +93,8 @@ class Engine:
         self.line = Line()
         self.counts = Counts()
         self.demand = Demand(ring_count)
+        self.scratch = Scratch()
+        self.turns = Turns()
         self.last: Any = None  # the fence of the newest submission
         self.under_way: deque[Submission] = deque()  # that the carrier has, and has not submitted yet
         self._ways: dict[Way, None] = {}  # submits that wait for an open slot
@@ -517,6 +521,12 @@ class Engine:
             raise
         return submission
 
+    def depart_alone(self, copies: Sequence[Copy]) -> Submission:
+        """Submit copies that read from no staging buffer, in one submit."""
+        lane = Lane(keeps_order=False)
+        lane.copies += copies
+        return self.depart(lane, ())
+
     def _made(self, submission: Submission, failures: list[tuple[Copy, InvalidCopy]]) -> None:
         self._left(submission)
         if failures:
@@ -758,6 +768,7 @@ class Engine:
             if not open_slots and all(export() is None for export in buffer.exports):
                 self.native.destroy(buffer.handle)
         self.lending.close()
+        self.scratch.close(self.native)
         self.shelf.clear()
 
     def _fail_loads(self, error: StagingError) -> None:

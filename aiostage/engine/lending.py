@@ -40,10 +40,11 @@ UploadEnded = Callable[["Upload", Any, "Exception | None"], object]
 class Upload(Outcome[Any]):
     """A whole upload: over when all of it was submitted, with a fence; or when no more of it will be."""
 
-    __slots__ = ("ended", "number")
+    __slots__ = ("destination", "ended", "number")
 
-    def __init__(self, ended: UploadEnded) -> None:
+    def __init__(self, destination: Any, ended: UploadEnded) -> None:
         super().__init__()
+        self.destination = destination
         self.ended = ended  # is to end it, when the carrier has
         self.number = 0  # what the carrier calls it
 
@@ -81,7 +82,7 @@ class Lending:
     def post(self, whole: Whole, most: int, ended: UploadEnded) -> Upload:
         """Begin one. :raises InvalidCopy: its destination was destroyed."""
         self._lend_free()  # before somebody looks for one
-        upload = Upload(ended)
+        upload = Upload(whole.parts[0].copy.destination, ended)
         upload.number = self._carrier.upload(self._ring, whole, most, upload, self._end)
         self.uploads[upload] = None
         return upload
@@ -90,7 +91,7 @@ class Lending:
         self, buffer: Any, offset: int, data: Any, least: int, most: int, ended: UploadEnded
     ) -> Upload | None:
         """The same with more than `least` bytes for a buffer that was written to before. None: it takes `post`."""
-        upload = Upload(ended)
+        upload = Upload(buffer, ended)
         upload.number = self._carrier.upload_known(self._ring, buffer, offset, data, least, most, upload, self._end)
         if not upload.number:
             return None
@@ -100,6 +101,10 @@ class Lending:
     def goes_to(self, destination: Any) -> bool:
         """Whether one is on its way there, which later ones must not overtake."""
         return bool(self.uploads) and self._carrier.goes_to(destination)
+
+    def going_to(self, destination: Any) -> list[Upload]:
+        """Those of this ring that are."""
+        return [upload for upload in self.uploads if upload.destination is destination]
 
     def cancel(self, upload: Upload) -> None:
         """Begin no more of it; it ends when what was begun is submitted."""
