@@ -10,7 +10,7 @@ from aiostage.tools.cli import Parser, exit_status, require
 
 from . import machine
 
-NAMES = ("fences", "costs", "throughput", "lag", "textures", "pools", "views")
+NAMES = ("fences", "costs", "throughput", "lag", "textures", "pools", "views", "streams")
 
 
 def main() -> None:
