@@ -187,8 +187,11 @@ class UploadQueue:
         self._ring.check()
 
     def _wait(self, upload: Upload) -> None:
-        if upload.tag is not None:
-            self._tags.setdefault(upload.tag, {})[upload] = None
+        if (tag := upload.tag) is not None:
+            if (tagged := self._tags.get(tag)) is not None:
+                tagged[upload] = None
+            else:
+                self._tags[tag] = {upload: None}
         (self._ready if upload.loader is None else self._lazy).add(upload)
 
     def _waits_no_more(self, upload: Upload) -> None:

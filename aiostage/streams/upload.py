@@ -78,7 +78,7 @@ class Upload(Waiting):
             nbytes = size_of(data, nbytes)
         self.number = number  # without a call: many are made
         self.nbytes = nbytes
-        self.urgency = -ordered(priority)
+        self.urgency = -(priority if type(priority) is int else ordered(priority))
         self.line = None
         self._queue = queue
         self._destination = destination
