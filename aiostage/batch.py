@@ -11,11 +11,15 @@ from anyio.lowlevel import checkpoint
 
 from . import waiting
 from .data.arrays import as_array, is_lazy
+from .data.copies import Copy
 from .data.pieces import Piece
+from .engine.buffer import Load
 from .engine.engine import Engine
 from .engine.lanes import Lane
+from .engine.submission import Submission
 from .errors import AllocationClosed, InvalidCopy, afresh
 from .fences import Fence
+from .guests import Guests, Uploads
 from .native import Plan
 from .threads import run_sync
 from .uploads import Filling, cut_bytes, cut_texels, put, write
@@ -203,10 +207,19 @@ class Batch:
                 engine.retire(lane)
             loads, lane.loads = lane.loads or [], None  # which have the lane: they would keep each other alive
         self._fence = submission.fence
+        self._departed(submission, loads)
         await waiting.outcome(submission.made)
-        failures = [why for load in loads for _, why in (await waiting.outcome(load.gone)).failures]
+        gone = [await waiting.outcome(load.gone) for load in loads]
+        failures = [why for each in gone for copy, why in each.failures if self._is_own(copy)]
         if failures:
             raise afresh(failures[0])
+
+    def _departed(self, submission: Submission, loads: list[Load]) -> None:
+        """Its last submit is on its way."""
+
+    def _is_own(self, copy: Copy) -> bool:
+        """Whether it was written by who has the batch."""
+        return True
 
     def _check(self) -> None:
         self._engine.check()
@@ -217,8 +230,9 @@ class Batch:
 class Frame(Batch):
     """One frame of a loop; made by `StagingRing.frame`. Its uploads run before what `encoder` records."""
 
-    def __init__(self, engine: Engine, in_flight: set[Frame], most: int) -> None:
+    def __init__(self, engine: Engine, in_flight: set[Frame], most: int, uploads: Uploads | None = None) -> None:
         super().__init__(engine)
+        self._guests = None if uploads is None else Guests(uploads)
         self._in_flight = in_flight  # the ring's frames that are open, or have a fence that is pending
         self._most = most
         self._encoder: Any = None
@@ -236,7 +250,21 @@ class Frame(Batch):
         await waiting.until(self._engine, lambda: len(self._in_flight) < self._most or None, self._explain)
         self._enter()
         self._in_flight.add(self)
+        if self._guests is not None:
+            try:
+                await self._guests.admit(self, self._engine, self._lane)
+                self._check()
+            except BaseException as error:  # and nobody leaves what he has not entered
+                await self.__aexit__(type(error))
+                raise
         return self
+
+    def _departed(self, submission: Submission, loads: list[Load]) -> None:
+        if self._guests is not None:
+            self._guests.follow(submission, loads)
+
+    def _is_own(self, copy: Copy) -> bool:
+        return self._guests is None or copy not in self._guests.refused
 
     def _explain(self) -> None:
         self._engine.check_device()
@@ -248,6 +276,8 @@ class Frame(Batch):
         finally:
             if self._fence is None:  # abandoned
                 self._over()
+                if self._guests is not None:
+                    self._guests.turned_away()
             else:
                 self._fence.add_done_callback(self._over)
 

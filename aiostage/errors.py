@@ -6,6 +6,7 @@ heard of this library would expect.
 
 from __future__ import annotations
 
+from concurrent.futures import CancelledError
 from copy import copy
 from typing import TypeVar
 
@@ -73,6 +74,17 @@ class RangesStillAlive(StagingError, BufferError):
 
 class PoolClosed(StagingError, anyio.ClosedResourceError):
     """The pool was closed, and its ranges with it."""
+
+
+class UploadCancelled(StagingError, CancelledError):
+    """An upload of a queue was cancelled, by its tag or with its queue, before it was done.
+
+    Derived from `concurrent.futures.CancelledError`, an ordinary exception: the task that awaits it is not cancelled.
+    """
+
+
+class QueueClosed(StagingError, anyio.ClosedResourceError):
+    """An upload queue was used outside its 'async with' block."""
 
 
 class InvalidTexture(StagingError, ValueError):

@@ -28,6 +28,7 @@ from .threads import run_now
 
 if TYPE_CHECKING:
     from .advice import Advice
+    from .guests import Uploads
 
 _MANY_CORES = 8
 _AT_ONCE = contextlib.nullcontext()
@@ -384,6 +385,15 @@ class StagingRing:
         """Raise unless the ring can be used here and now. :raises RingClosed, DeviceLost, WrongLoop:"""
         self._engine.check()
 
+    def when_ended(self, callback: Callable[[], object]) -> Callable[[], object]:
+        """Call `callback()` on the loop, soon after the ring was closed or lost: `check` says which.
+
+        :returns: what takes that back. Called again, it does nothing.
+        """
+        self._engine.check()
+        self._engine.at_end[callback] = None
+        return lambda: self._engine.at_end.pop(callback, None)
+
     # -- uploading --
 
     async def write_buffer(
@@ -465,13 +475,18 @@ class StagingRing:
         """Uploads that are submitted together, when the `async with` block ends."""
         return Batch(self._engine)
 
-    def frame(self) -> Frame:
+    def frame(self, uploads: Uploads | None = None) -> Frame:
         """One frame of a loop: uploads, then `frame.encoder`, in one submit when the `async with` block ends.
 
         Entering waits while `frames_in_flight` frames (`ring_count`, or three if none was given) are in flight: entered
         and not done on the GPU.
+
+        :param uploads: an `aiostage.streams.UploadQueue` of this ring: entering admits some of what waits there.
+        :raises ValueError: it is another ring's.
         """
-        return Frame(self._engine, self._frames, self.frames_in_flight)
+        if uploads is not None and uploads.ring is not self:
+            raise ValueError("these uploads are another ring's")
+        return Frame(self._engine, self._frames, self.frames_in_flight, uploads)
 
     # -- statistics --
 

@@ -102,6 +102,7 @@ class Engine:
         self._change: Outcome[Engine] | None = None
         self.mapped: Outcome[bool] = Outcome()  # all buffers are, for the first time
         self._by_places: Counter[int] = Counter()  # uploads that are no whole ones, by the id of where they go
+        self.at_end: dict[Callable[[], object], None] = {}  # who is told when nothing can be done with it any more
         self._flush_scheduled = False
         self._logs = False  # whether somebody listens to events; asked at each submit, which is cheap enough
         # Weakly, or the engine would keep itself alive by the slots that it watches.
@@ -757,6 +758,8 @@ class Engine:
         if not isinstance(error, RingClosed):  # closing submits what is staged
             self._fail_loads(error)
         self.changed()
+        for tell in self.at_end:
+            self.port.soon(tell)
 
     def close(self) -> None:
         """Give the buffers up. Memory that something still points at is freed with the last of its views."""
