@@ -10,9 +10,10 @@ import anyio
 import numpy as np
 
 from . import waiting
-from .data.arrays import WHOLE, Run, as_array, is_lazy, is_masked, missing
+from .data import lazy
+from .data.arrays import WHOLE, Run, as_array, is_indexed, is_lazy, is_masked, missing
 from .data.copies import BufferCopy, Copy, check_buffer_copy, resolve_destination
-from .data.pieces import ALIGNMENT, Cut, Part, Piece, Whole, from_buffer, from_texels
+from .data.pieces import ALIGNMENT, Cut, Part, Piece, Unread, Whole, from_buffer, from_texels
 from .engine import known
 from .engine.buffer import Place
 from .engine.engine import Engine
@@ -22,21 +23,24 @@ from .engine.outcome import Outcome
 from .engine.submission import Submission
 from .errors import AllocationClosed, afresh
 from .native import Plan
-from .threads import run_sync
+from .threads import Ahead, run_sync
 from .writes import know_buffer
 
 
 async def cut_bytes(
     engine: Engine, buffer: Any, buffer_offset: int, data: Any, data_offset: int, size: int | None
 ) -> Cut:
-    """The pieces of `data`'s bytes; a thread makes an array of data that are computed or read when they are asked for.
+    """The pieces of `data`'s bytes. Data that are computed or read when they are asked for are so in threads, a part at
+    a time where they can be indexed.
 
     :raises TypeError:
     :raises InvalidCopy: if nothing may be copied to `buffer` at all, lazy data are not asked.
     """
     if is_lazy(data):
         check_buffer_copy(buffer, 0, 0, engine.native)
-        data = await _loaded(engine, data)
+        if is_indexed(data):
+            return lazy.from_buffer(engine.native, engine.buffer_size, buffer, buffer_offset, data, data_offset, size)
+        data = await run_sync(as_array, data)
     return from_buffer(engine.native, engine.buffer_size, buffer, buffer_offset, data, data_offset, size)
 
 
@@ -46,12 +50,12 @@ async def cut_texels(
     """Likewise the pieces of texels."""
     if is_lazy(data):
         resolve_destination(destination, engine.native)
-        data = await _loaded(engine, data)
+        if data_layout is None and is_indexed(data):
+            cut = lazy.from_texels(engine.native, engine.buffer_size, destination, data, size)
+            if cut is not None:
+                return cut
+        data = await run_sync(as_array, data)
     return from_texels(engine.native, engine.buffer_size, destination, data, data_layout, size)
-
-
-async def _loaded(engine: Engine, data: Any) -> Any:
-    return await run_sync(as_array, data)
 
 
 def _gathered(piece: Piece) -> list[Run]:
@@ -171,25 +175,35 @@ async def _ended(engine: Engine, upload: Upload) -> None:
     await upload.event.wait()
 
 
-async def write(engine: Engine, lane: Lane, pieces: Iterator[Piece]) -> Filling:
+async def write(engine: Engine, lane: Lane, pieces: Iterator[Piece] | Unread) -> Filling:
     """Fill and stage every piece; returns when the data may be reused, in the lane of uploads when it was submitted."""
-    count = nbytes = 0
     async with Filling(engine) as filling:
-        for piece in pieces:
-            count += 1
-            nbytes += piece.nbytes
-            engine.check_lane(lane)
-            runs = None
-            if piece.nbytes > engine.inline_size:
-                runs = piece.runs()
-                if runs is None:
-                    runs = await run_sync(_gathered, piece)
-                    engine.check_lane(lane)
-            place = engine.take(lane, piece.nbytes, ALIGNMENT)
-            filling.start(piece, runs, place or await waiting.place_for(engine, lane, piece.nbytes, ALIGNMENT))
+        if not isinstance(pieces, Unread):
+            await _stage(engine, lane, filling, pieces)
+            return filling
+        async with Ahead(pieces.loads, pieces.at_once) as parts:
+            async for part in parts:
+                await _stage(engine, lane, filling, iter(part))
+                del part  # or one more of them would be in memory
+    return filling
+
+
+async def _stage(engine: Engine, lane: Lane, filling: Filling, pieces: Iterator[Piece]) -> None:
+    count = nbytes = 0
+    for piece in pieces:
+        count += 1
+        nbytes += piece.nbytes
+        engine.check_lane(lane)
+        runs = None
+        if piece.nbytes > engine.inline_size:
+            runs = piece.runs()
+            if runs is None:
+                runs = await run_sync(_gathered, piece)
+                engine.check_lane(lane)
+        place = engine.take(lane, piece.nbytes, ALIGNMENT)
+        filling.start(piece, runs, place or await waiting.place_for(engine, lane, piece.nbytes, ALIGNMENT))
     if count > 1:
         engine.demand.cut(count, nbytes)
-    return filling
 
 
 class Filling:

@@ -60,6 +60,15 @@ class Piece(NamedTuple):
     """The same as `fill`, for threads that know nothing of Python; None: it takes Python."""
 
 
+class Unread(NamedTuple):
+    """Pieces of data that have to be read first, a part at a time."""
+
+    loads: Iterator[Callable[[], list[Piece]]]
+    """Each reads a part, which takes a thread, and returns its pieces."""
+    at_once: int
+    """How many of them may be called at a time."""
+
+
 class Part(NamedTuple):
     """A window of an array, and where it goes: as far as the carrier needs no Python to copy and submit it."""
 
@@ -92,7 +101,7 @@ class Cut(NamedTuple):
     destination: Any
     nbytes: int
     """Of staging memory."""
-    pieces: Iterator[Piece]
+    pieces: Iterator[Piece] | Unread
     whole: Callable[[], Whole | None]
     """None: it takes Python."""
 
@@ -102,13 +111,8 @@ def from_buffer(
 ) -> Cut:
     """`data`'s bytes, in C order, in pieces of `most` bytes. `owner` is the device. :raises InvalidCopy:"""
     array = as_items(as_array(data))
-    buffer_offset, data_offset = whole(buffer_offset, "buffer_offset"), whole(data_offset, "data_offset")
-    if not 0 <= data_offset <= array.nbytes:
-        raise InvalidCopy(f"data_offset {data_offset} lies outside the data's {array.nbytes} bytes")
-    nbytes = array.nbytes - data_offset if size is None else whole(size, "size")
-    if nbytes > array.nbytes - data_offset:
-        raise InvalidCopy(f"size {nbytes} exceeds the {array.nbytes - data_offset} bytes behind data_offset")
-    buffer, buffer_offset, pin = check_buffer_copy(buffer, buffer_offset, nbytes, owner)
+    copy, data_offset = checked(owner, array.nbytes, buffer, buffer_offset, data_offset, size)
+    buffer, buffer_offset, nbytes, pin = copy.destination, copy.destination_offset, copy.nbytes, copy.pin
 
     def pieces() -> Iterator[Piece]:
         for start in range(0, nbytes, most):
@@ -116,20 +120,34 @@ def from_buffer(
             yield Piece(
                 length,
                 partial(copy_bytes, array=array, start=data_offset + start),
-                partial(_buffer_copy, buffer=buffer, target=buffer_offset + start, nbytes=length, pin=pin),
+                partial(buffer_copy, buffer=buffer, target=buffer_offset + start, nbytes=length, pin=pin),
                 partial(byte_runs, array, data_offset + start, length),
             )
 
     def whole_bytes() -> Whole | None:
         if not array.flags.c_contiguous:
             return None
-        copy = BufferCopy(None, 0, buffer, buffer_offset, nbytes, pin)
         return Whole(array.reshape(-1).view(np.uint8), [Part(copy, data_offset, nbytes, (), (), (), 0)])
 
     return Cut(buffer, nbytes, pieces(), whole_bytes)
 
 
-def _buffer_copy(source: Any, offset: int, buffer: Any, target: int, nbytes: int, pin: Any) -> BufferCopy:
+def checked(
+    owner: Any, total: int, buffer: Any, buffer_offset: int, data_offset: int, size: int | None
+) -> tuple[BufferCopy, int]:
+    """The copy of these of `total` bytes, without a source, and its `data_offset`. :raises InvalidCopy:"""
+    buffer_offset, data_offset = whole(buffer_offset, "buffer_offset"), whole(data_offset, "data_offset")
+    if not 0 <= data_offset <= total:
+        raise InvalidCopy(f"data_offset {data_offset} lies outside the data's {total} bytes")
+    nbytes = total - data_offset if size is None else whole(size, "size")
+    if nbytes > total - data_offset:
+        raise InvalidCopy(f"size {nbytes} exceeds the {total - data_offset} bytes behind data_offset")
+    buffer, buffer_offset, pin = check_buffer_copy(buffer, buffer_offset, nbytes, owner)
+    return BufferCopy(None, 0, buffer, buffer_offset, nbytes, pin), data_offset
+
+
+def buffer_copy(source: Any, offset: int, buffer: Any, target: int, nbytes: int, pin: Any) -> BufferCopy:
+    """The command for some of it."""
     return BufferCopy(source, offset, buffer, target, nbytes, pin)
 
 
@@ -164,6 +182,11 @@ def from_texels(
     portion = _portion(region, most)
     pieces = (_texel_piece(part, blocks[window]) for part, window in _windows(region, portion))
     return Cut(region.texture, nbytes, pieces, partial(_whole_texels, region, blocks, portion))
+
+
+def texel_pieces(region: TextureRegion, blocks: Blocks, most: int) -> Iterator[Piece]:
+    """The region's blocks in pieces of `most` bytes at most. :raises AllocationTooLarge: they cannot be."""
+    return (_texel_piece(part, blocks[window]) for part, window in _windows(region, _portion(region, most)))
 
 
 Window = tuple[slice, slice, slice]
@@ -248,8 +271,8 @@ def _lay_out(array: npt.NDArray[Any], data_layout: Mapping[str, int], region: Te
     needed = footprint(region, bytes_per_row, rows_per_image)
     if offset < 0 or offset + needed > array.nbytes:
         raise InvalidCopy(f"the data has {array.nbytes} bytes; bytes {offset} to {offset + needed} are needed")
-    if not data_layout and (shaped := _shaped(array, region)) is not None:
-        return shaped
+    if not data_layout and (found := shaped(array, region)) is not None:
+        return found
     if not array.dtype.isnative:
         raise InvalidCopy("data in another byte order: give data.astype(data.dtype.newbyteorder('<')), or its bytes")
     shape = (region.size[2], region.block_rows, region.block_columns, region.block.nbytes)
@@ -261,23 +284,18 @@ def _lay_out(array: npt.NDArray[Any], data_layout: Mapping[str, int], region: Te
     return np.ndarray(shape, np.uint8, array.reshape(-1).view(np.uint8), offset, strides)
 
 
-def _shaped(array: npt.NDArray[Any], region: TextureRegion) -> npt.NDArray[Any] | None:
+def shaped(array: npt.NDArray[Any], region: TextureRegion) -> npt.NDArray[Any] | None:
     """The texel blocks of `array` if its own shape is the region's, or None."""
     room = (region.size[2], region.block_rows, region.block_columns)
-    shaped = as_blocks(array, region.block, region.texture.dimension, room)
-    return shaped if shaped is not None and shaped.shape[:3] == room else None
+    found = as_blocks(array, region.block, region.texture.dimension, room)
+    return found if found is not None and found.shape[:3] == room else None
 
 
 def _infer(
     array: npt.NDArray[Any], texture: Any, mip_level: int, origin: Triple, block: TexelBlock
 ) -> tuple[npt.NDArray[Any], Triple]:
     """The texel blocks of `array`, and the size in texels that its shape tells."""
-    level = mip_extent(texture, mip_level)
-    room = (
-        level[2] - origin[2],
-        -(-(level[1] - origin[1]) // block.height),
-        -(-(level[0] - origin[0]) // block.width),
-    )
+    room = room_of(texture, mip_level, origin, block)
     blocks = as_blocks(array, block, texture.dimension, room)
     if blocks is None and is_raw(array) and origin == (0, 0, 0):
         blocks = _as_level(array, (*room, block.nbytes))
@@ -288,8 +306,19 @@ def _infer(
             "(layers, rows, columns, channels), as with np.moveaxis where the channels come first, or give size and "
             "data_layout"
         )
+    return blocks, texels_of(blocks, block)
+
+
+def room_of(texture: Any, mip_level: int, origin: Triple, block: TexelBlock) -> Triple:
+    """(layers, block rows, block columns) of a level from `origin` on."""
+    width, height, layers = mip_extent(texture, mip_level)
+    return layers - origin[2], -(-(height - origin[1]) // block.height), -(-(width - origin[0]) // block.width)
+
+
+def texels_of(blocks: npt.NDArray[Any], block: TexelBlock) -> Triple:
+    """Their (width, height, layers)."""
     layers, rows, columns = blocks.shape[:3]
-    return blocks, (columns * block.width, rows * block.height, layers)
+    return columns * block.width, rows * block.height, layers
 
 
 def _as_level(array: npt.NDArray[Any], shape: tuple[int, int, int, int]) -> npt.NDArray[Any] | None:
