@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import anyio
 import numpy as np
 import pytest
 import wgpu
@@ -22,6 +23,7 @@ import aiostage
 from aiostage import KiB
 from aiostage.data import lazy
 from aiostage.data.arrays import as_array, is_indexed
+from aiostage.streams import sources
 
 OpenRing = Callable[..., Any]
 Target = Callable[[int], wgpu.GPUBuffer]
@@ -388,8 +390,6 @@ async def test_a_part_of_another_shape_or_type_is_named(open_ring: OpenRing, tar
 
 
 async def test_cancelled_it_ends_when_the_thread_that_reads_has(open_ring: OpenRing, target: Target) -> None:
-    import anyio
-
     class Slow(Indexed):
         def __getitem__(self, index: tuple[slice, ...]) -> Any:
             time.sleep(0.05)
@@ -461,3 +461,311 @@ def test_several_threads_read_where_that_is_known_to_work(kind: str, threads: in
     gpu = SimulatedGpu(submit_blocks=False)
     cut = lazy.from_buffer(aiostage.gpu.device.connect(gpu), 4096, gpu.buffer(1 << 15), 0, data, 0, None)
     assert cut.pieces.at_once == threads
+
+
+# -- planes of video frames --
+
+PLANES = {
+    "yuv420p": ([(38, 50), (19, 25), (19, 25)], "u1"),
+    "nv12": ([(38, 50), (19, 25, 2)], "u1"),
+    "p010le": ([(38, 50), (19, 25, 2)], "<u2"),
+    "yuv444p16be": ([(38, 50)] * 3, ">u2"),
+    "gray": ([(38, 50)], "u1"),
+    "grayf32le": ([(38, 50)], "<f4"),
+    "rgb24": ([(38, 50, 3)], "u1"),
+    "rgb0": ([(38, 50, 4)], "u1"),
+    "rgba64le": ([(38, 50, 4)], "<u2"),
+    "yuyv422": ([(38, 50, 2)], "u1"),
+    "x2rgb10le": ([(38, 50)], "<u4"),
+    "rgb565le": ([(38, 50)], "<u2"),
+}
+
+
+@pytest.mark.parametrize("format", PLANES)
+async def test_a_plane_of_a_video_frame_is_its_memory(
+    device: wgpu.GPUDevice, open_ring: OpenRing, target: Target, format: str
+) -> None:
+    av = pytest.importorskip("av", reason="PyAV (av) is not installed")
+    frame, (shapes, dtype) = av.VideoFrame(50, 38, format), PLANES[format]
+    for index, shape in enumerate(shapes):
+        memory = np.frombuffer(frame.planes[index], np.uint8)
+        memory[:] = RNG.integers(0, 200, memory.size, np.uint8)
+        plane = sources.plane(frame, index)
+        assert (plane.shape, plane.dtype) == (shape, np.dtype(dtype))
+        assert address(plane) == address(memory)
+        row = plane[0].size * plane.itemsize
+        assert plane.strides[0] == frame.planes[index].line_size >= row  # padded, but for the widest
+        rows = memory.reshape(38 // (38 // shape[0]), -1)[:, :row]
+        assert plane.tobytes() == rows.tobytes()
+    with pytest.raises(IndexError, match=f"plane {len(shapes)} of {format}"):
+        sources.plane(frame, len(shapes))
+
+
+async def test_planes_arrive_as_textures(device: wgpu.GPUDevice, open_ring: OpenRing) -> None:
+    av = pytest.importorskip("av", reason="PyAV (av) is not installed")
+    ring, image = await open_ring(), RNG.integers(0, 255, (38, 50, 3), np.uint8)
+    frame = av.VideoFrame.from_ndarray(image, "rgb24").reformat(format="nv12")
+    for index, (format, size) in enumerate([("r8unorm", (50, 38, 1)), ("rg8unorm", (25, 19, 1))]):
+        texture, plane = new_texture(device, format, size), sources.plane(frame, index)
+        await ring.write_texture({"texture": texture}, plane)
+        assert read_texture(texture)[0].tobytes() == plane.tobytes()
+    plane = sources.plane(frame, 0)
+    expected = plane.tobytes()
+    del frame
+    gc.collect()
+    assert plane.tobytes() == expected
+
+
+@pytest.mark.parametrize(("format", "index", "gives"), [("monow", 0, "whole bytes"), ("pal8", 1, "palette")])
+def test_what_is_no_array_of_pixels_is_refused(format: str, index: int, gives: str) -> None:
+    av = pytest.importorskip("av", reason="PyAV (av) is not installed")
+    with pytest.raises(ValueError, match=rf"{gives}.*reformat"):
+        sources.plane(av.VideoFrame(50, 38, format), index)
+
+
+# -- zarr pyramids --
+
+
+def ome(levels: int, axes: str = "zyx", version: str = "0.5", base: float = 0.5) -> dict[str, Any]:
+    kinds = {"t": "time", "c": "channel"}
+    multiscale: dict[str, Any] = {
+        "axes": [{"name": name, "type": kinds.get(name, "space")} for name in axes],
+        "datasets": [
+            {
+                "path": str(number),
+                "coordinateTransformations": [
+                    {"type": "scale", "scale": [1.0 if name in kinds else base * 2**number for name in axes]}
+                ],
+            }
+            for number in range(levels)
+        ],
+    }
+    if version == "0.5":
+        return {"ome": {"version": version, "multiscales": [multiscale]}}
+    return {"multiscales": [{"version": version, **multiscale}]}
+
+
+def make_pyramid(
+    store: Any,
+    shape: tuple[int, ...] = (40, 36, 50),
+    levels: int = 3,
+    axes: str = "zyx",
+    version: str = "0.5",
+    **more: Any,
+) -> tuple[Any, list[np.ndarray]]:
+    """A group with an image of random voxels, and its levels."""
+    zarr = pytest.importorskip("zarr", reason="zarr is not installed")
+    group = zarr.open_group(store, mode="w", zarr_format=3 if version == "0.5" else 2)
+    array = RNG.integers(1, 250, shape, np.uint8)
+    arrays = []
+    for number in range(levels):
+        chunks = tuple(min(16, n) if name in "zyx" else 1 for n, name in zip(array.shape, axes, strict=True))
+        group.create_array(str(number), data=array, chunks=chunks, **more)
+        arrays.append(array)
+        array = array[tuple(slice(None, None, 2) if name in "zyx" else slice(None) for name in axes)]
+    group.attrs.update(ome(levels, axes, version))
+    return group, arrays
+
+
+@pytest.mark.blocks_loop("it imports zarr")
+@pytest.mark.parametrize("by", ["upload", "load", "write_texture"])
+@pytest.mark.parametrize("version", ["0.4", "0.5"])
+async def test_every_chunk_of_a_pyramid_arrives_where_it_belongs(
+    device: wgpu.GPUDevice, open_ring: OpenRing, tmp_path: Path, version: str, by: str
+) -> None:
+    _, arrays = make_pyramid(tmp_path, version=version)
+    pyramid = await sources.zarr_pyramid(str(tmp_path), (0, 0, 0)).open()
+    assert pyramid.axes == ("z", "y", "x")
+    assert [level.shape for level in pyramid.levels] == [array.shape for array in arrays]
+    textures = [new_texture(device, "r8unorm", level.shape[::-1], dimension="3d") for level in pyramid.levels]
+    ring, numbers = await open_ring(ring_count=2, buffer_size=64 * KiB), []
+    async for chunk in pyramid:
+        destination = {"texture": textures[chunk.level]}
+        if by == "upload":
+            await chunk.upload(ring, destination)
+        elif by == "load":
+            await ring.write_texture({**destination, "origin": chunk.origin}, await chunk.load())
+        else:
+            await ring.write_texture({**destination, "origin": chunk.origin}, chunk)
+        numbers.append(chunk.level)
+    assert numbers == sorted(numbers, reverse=True)
+    assert len(numbers) == sum(math.prod(level.grid) for level in pyramid.levels)
+    for texture, array in zip(textures, arrays, strict=True):
+        assert read_texture(texture)[0].tobytes() == array.tobytes()
+
+
+@pytest.mark.blocks_loop("it imports zarr")
+async def test_chunks_are_decoded_straight_into_staging_rows(
+    device: wgpu.GPUDevice, open_ring: OpenRing, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, arrays = make_pyramid(tmp_path, levels=1)
+    ring, texture = await open_ring(buffer_size=64 * KiB), new_texture(device, "r8unorm", (50, 36, 40), dimension="3d")
+    outs, read = [], sources.Chunk.read
+
+    def noted(chunk: Any, out: Any = None) -> Any:
+        outs.append((out.strides, threading.get_ident()))
+        return read(chunk, out)
+
+    monkeypatch.setattr(sources.Chunk, "read", noted)
+    async for chunk in sources.zarr_pyramid(tmp_path, (0, 0, 0)):
+        await chunk.upload(ring, {"texture": texture})
+    assert {strides[1] for strides, _ in outs} == {256}  # rows of staging memory
+    assert threading.get_ident() not in {thread for _, thread in outs}
+    assert read_texture(texture)[0].tobytes() == arrays[0].tobytes()
+
+
+@pytest.mark.blocks_loop("it imports zarr")
+async def test_what_is_larger_than_a_staging_buffer_or_of_another_type_is_uploaded_too(
+    device: wgpu.GPUDevice, open_ring: OpenRing, tmp_path: Path
+) -> None:
+    _, arrays = make_pyramid(tmp_path, levels=1)
+    ring = await open_ring(buffer_size=4 * KiB)
+    for format in ("r8unorm", "r8sint"):
+        texture = new_texture(device, format, (50, 36, 40), dimension="3d")
+        async for chunk in sources.zarr_pyramid(tmp_path, (0, 0, 0)):
+            await chunk.upload(ring, {"texture": texture})
+        assert read_texture(texture)[0].tobytes() == arrays[0].tobytes()
+
+
+def distance(chunk: Any, point: tuple[float, ...], scale: float) -> float:
+    center = [(start + (n - 1) / 2) * scale for start, n in zip(chunk.start, chunk.shape, strict=True)]
+    return math.dist(center, point)
+
+
+@pytest.mark.blocks_loop("it imports zarr")
+async def test_the_nearest_chunk_comes_first_wherever_the_view_moves(tmp_path: Path) -> None:
+    make_pyramid(tmp_path, (64, 64, 64), levels=2)
+    point = (0.0, 0.0, 0.0)
+    pyramid = sources.zarr_pyramid(tmp_path, lambda: point)
+    left = {(level, index) for level, n in ((0, 4), (1, 2)) for index in np.ndindex(n, n, n)}
+    count = 0
+    async for chunk in pyramid:
+        scale = 0.5 * 2**chunk.level
+        others = [
+            sources.Chunk(pyramid._image, pyramid.levels[chunk.level], i, "fill") for n, i in left if n == chunk.level
+        ]
+        assert distance(chunk, point, scale) == min(distance(other, point, scale) for other in others)
+        left.remove((chunk.level, chunk.index))
+        count += 1
+        if count % 10 == 0:
+            point = tuple(RNG.uniform(0, 32, 3))
+    assert not left
+
+
+@pytest.mark.blocks_loop("it imports zarr")
+async def test_other_axes_are_selected_and_levels_chosen(tmp_path: Path) -> None:
+    _, arrays = make_pyramid(tmp_path, (3, 2, 20, 20, 20), levels=2, axes="tczyx")
+    found = np.zeros(arrays[1].shape[2:], np.uint8)
+    async for chunk in sources.zarr_pyramid(tmp_path, (0, 0, 0), levels=[1], select={"t": 2, "c": 1}):
+        found[
+            tuple(slice(start, start + n) for start, n in zip(chunk.start, chunk.shape, strict=True))
+        ] = await chunk.load()
+    assert np.array_equal(found, arrays[1][2, 1])
+    with pytest.raises(ValueError, match="select has x"):
+        await sources.zarr_pyramid(tmp_path, (0, 0, 0), select={"x": 1}).open()
+    with pytest.raises(aiostage.InvalidSource, match=r"t = 3 was selected of 3"):
+        await sources.zarr_pyramid(tmp_path, (0, 0, 0), select={"t": 3}).open()
+    with pytest.raises(ValueError, match=r"levels \[5\] of an image that has 2"):
+        await sources.zarr_pyramid(tmp_path, (0, 0, 0), levels=[5]).open()
+    with pytest.raises(ValueError, match="z, y, x in the world"):
+        await sources.zarr_pyramid(tmp_path, (0, 0)).open()
+
+
+@pytest.mark.blocks_loop("it imports zarr")
+async def test_several_tasks_share_a_pyramid_and_a_cancelled_one_leaves_nothing_open(
+    device: wgpu.GPUDevice, open_ring: OpenRing, tmp_path: Path
+) -> None:
+    _, arrays = make_pyramid(tmp_path, (48, 48, 48), levels=1)
+    ring, texture = await open_ring(buffer_size=64 * KiB), new_texture(device, "r8unorm", (48, 48, 48), dimension="3d")
+    pyramid, done = sources.zarr_pyramid(tmp_path, (9, 9, 9)), set()
+
+    async def work() -> None:
+        async for chunk in pyramid:
+            await chunk.upload(ring, {"texture": texture})
+            done.add(chunk.index)
+
+    for delay in (0.001, 0.01, 0.03):  # at whatever point
+        with anyio.move_on_after(delay):
+            async for chunk in sources.zarr_pyramid(tmp_path, (0, 0, 0)):
+                await chunk.upload(ring, {"texture": texture})
+        assert (await ring.stats()).buffer_states.count("allocated") == 0
+    async with anyio.create_task_group() as group:
+        for _ in range(4):
+            group.start_soon(work)
+    assert len(done) == 27
+    assert read_texture(texture)[0].tobytes() == arrays[0].tobytes()
+
+
+@pytest.mark.blocks_loop("it imports zarr")
+async def test_a_missing_chunk_is_fill_or_an_error_that_names_it(tmp_path: Path) -> None:
+    make_pyramid(tmp_path, levels=1, fill_value=7)
+    (tmp_path / "0" / "c" / "1" / "2" / "0").unlink()
+    async for chunk in sources.zarr_pyramid(tmp_path, (0, 0, 0)):
+        if chunk.index == (1, 2, 0):
+            assert (await chunk.load() == 7).all()
+    with pytest.raises(aiostage.InvalidSource, match=r"level 0 \('0'\), chunk \(1, 2, 0\): it is missing"):
+        async for chunk in sources.zarr_pyramid(tmp_path, (0, 0, 0), missing="error"):
+            await chunk.load()
+
+
+@pytest.mark.blocks_loop("it imports zarr")
+@pytest.mark.parametrize("damage", [b"", b"\x00" * 50, b"\x01" * 5000])
+@pytest.mark.parametrize("compressors", ["auto", None])
+async def test_a_damaged_chunk_is_named_and_the_others_arrive(
+    device: wgpu.GPUDevice, open_ring: OpenRing, tmp_path: Path, damage: bytes, compressors: Any
+) -> None:
+    make_pyramid(tmp_path, levels=1, compressors=compressors)
+    (tmp_path / "0" / "c" / "1" / "1" / "1").write_bytes(damage)
+    ring, texture = await open_ring(buffer_size=64 * KiB), new_texture(device, "r8unorm", (50, 36, 40), dimension="3d")
+    failures = []
+    async for chunk in sources.zarr_pyramid(tmp_path, (0, 0, 0)):
+        try:
+            await chunk.upload(ring, {"texture": texture})
+        except aiostage.InvalidSource as error:
+            failures.append(str(error))
+    assert len(failures) == 1
+    assert "level 0 ('0'), chunk (1, 1, 1): " in failures[0]
+
+
+def broken(change: Callable[[dict[str, Any]], object], version: str = "0.5") -> dict[str, Any]:
+    attributes = ome(3, version=version)
+    change((attributes.get("ome") or attributes)["multiscales"][0])
+    return attributes
+
+
+LIES = {
+    "no metadata": ({}, "no multiscales"),
+    "another version": (broken(lambda m: m.update(version="0.2"), "0.4"), "OME-Zarr 0.2"),
+    "no axes": (broken(lambda m: m.pop("axes")), "no axes"),
+    "one axis too few": (broken(lambda m: m["axes"].pop()), "scale or translation of 2 axes|array of 3 axes"),
+    "no datasets": (broken(lambda m: m.update(datasets=[])), "no datasets"),
+    "no path": (broken(lambda m: m["datasets"][1].pop("path")), r"datasets\[1\] has no path"),
+    "another path": (broken(lambda m: m["datasets"][1].update(path="9")), r"level 1 \('9'\): there is no such array"),
+    "the wrong order": (broken(lambda m: m["datasets"].reverse()), r"level 1 \('1'\).*more than"),
+    "no scale": (broken(lambda m: m["datasets"][1].pop("coordinateTransformations")), r"level 1.*no transformation"),
+    "a scale of 0": (
+        broken(lambda m: m["datasets"][1]["coordinateTransformations"][0].update(scale=[1, 0, 1])),
+        r"level 1.*positive",
+    ),
+    "a text": (
+        broken(lambda m: m["datasets"][1]["coordinateTransformations"][0].update(scale=[1, "1", 1])),
+        r"level 1.*not all numbers",
+    ),
+    "the scale of another": (
+        broken(lambda m: m["datasets"][2]["coordinateTransformations"][0].update(scale=[0.5, 0.5, 0.5])),
+        r"level 2 \('2'\).*in the world",
+    ),
+}
+
+
+@pytest.mark.blocks_loop("it imports zarr")
+@pytest.mark.parametrize("lie", LIES)
+async def test_metadata_that_lie_get_one_error_that_names_the_item(tmp_path: Path, lie: str) -> None:
+    group, _ = make_pyramid(tmp_path)
+    attributes, gives = LIES[lie]
+    group.attrs.put(attributes)
+    with pytest.raises(aiostage.InvalidSource, match=gives):
+        async for _ in sources.zarr_pyramid(tmp_path, (0, 0, 0)):
+            raise AssertionError("there is no chunk")
+    with pytest.raises(aiostage.InvalidSource, match="no zarr group"):
+        await sources.zarr_pyramid(tmp_path / "nothing", (0, 0, 0)).open()
