@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import importlib.util
 import math
 import threading
 import time
@@ -16,6 +17,7 @@ import anyio
 import numpy as np
 import pytest
 import wgpu
+from misuse_cases import LOOPS
 from readback import read_buffer, read_texture
 from simulated import SimulatedGpu
 
@@ -769,3 +771,46 @@ async def test_metadata_that_lie_get_one_error_that_names_the_item(tmp_path: Pat
             raise AssertionError("there is no chunk")
     with pytest.raises(aiostage.InvalidSource, match="no zarr group"):
         await sources.zarr_pyramid(tmp_path / "nothing", (0, 0, 0)).open()
+
+
+# -- the example --
+
+
+@pytest.fixture
+def example() -> Any:
+    pytest.importorskip("zarr", reason="zarr is not installed")
+    path = Path(__file__).parent.parent / "examples" / "zarr_volume.py"
+    spec = importlib.util.spec_from_file_location("zarr_volume", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.blocks_loop("the example draws and reads back")
+@pytest.mark.parametrize("loop", LOOPS)
+def test_the_example_flies_through_its_volume(example: Any, loop: str, tmp_path: Path) -> None:
+    example.SIDE, example.VIEW = 64, 120
+    picture = tmp_path / "picture.png"
+    anyio.run(example.main, picture, **LOOPS[loop])  # it compares the last projection with the volume's
+    assert picture.stat().st_size > 10_000
+
+
+@pytest.mark.blocks_loop("the example draws and reads back")
+async def test_the_example_draws_the_finest_that_has_arrived(
+    example: Any, device: wgpu.GPUDevice, open_ring: OpenRing, tmp_path: Path
+) -> None:
+    volume = RNG.integers(0, 256, (64, 64, 64), np.uint8)
+    example.write_pyramid(volume, tmp_path)
+    pyramid = await sources.zarr_pyramid(tmp_path, (0, 0, 0)).open()
+    painter = example.Painter(await open_ring(), pyramid.levels)
+    seen = np.zeros_like(volume)
+    assert not (await painter.project()).any()
+    async for chunk in pyramid:
+        await painter.upload(chunk)
+        factor = 2**chunk.level
+        region = tuple(slice(s * factor, (s + n) * factor) for s, n in zip(chunk.start, chunk.shape, strict=True))
+        seen[region] = np.kron(await chunk.load(), np.ones((factor,) * 3, np.uint8))
+        assert np.array_equal(await painter.project(), seen.max(axis=0))
+    assert np.array_equal(seen, volume)
