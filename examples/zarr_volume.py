@@ -153,6 +153,11 @@ class Painter:
         place = np.ravel_multi_index(chunk.index, self.levels[chunk.level].grid)
         self.arrived[self.first[chunk.level] + place] = 1
 
+    def describe(self) -> str:
+        """How many chunks of each level have arrived, the coarsest first."""
+        parts = np.split(self.arrived, self.first[1:])
+        return "   ".join(f"level {n}: {part.sum()} of {len(part)}" for n, part in reversed(list(enumerate(parts))))
+
     async def draw(self, side: int, eye: Any, right: Any, up: Any, forward: Any, parallel: float = 0) -> np.ndarray:
         """Maximum intensities, uint8 (side, side); vectors are x, y, z in voxels of the finest level.
 
@@ -235,10 +240,10 @@ async def fly(ring: aiostage.StagingRing, path: Path) -> tuple[Painter, list[tup
             await painter.upload(chunk)
             async with turn:
                 while len(pictures) < len(goals) and painter.arrived.sum() >= goals[len(pictures)]:
-                    count = int(painter.arrived.sum())
+                    caption = painter.describe()
                     flight[0].at = len(pictures) / (len(goals) - 1)
                     image = await painter.draw(VIEW, *flight[0].camera())
-                    pictures.append((f"{count} of {len(painter.arrived)} chunks, of level {chunk.level} now", image))
+                    pictures.append((caption, image))
 
     async with anyio.create_task_group() as group:
         for _ in range(LOADERS):
@@ -260,7 +265,7 @@ def compose(pictures: list[tuple[str, np.ndarray]]) -> Image.Image:
     gap, line, columns = 14, 26, 3
     rows = -(-len(pictures) // columns)
     page = Image.new("RGB", (gap + columns * (VIEW + gap), gap + rows * (VIEW + line + gap)), "#0b0d12")
-    draw, font = ImageDraw.Draw(page), ImageFont.load_default(14)
+    draw, font = ImageDraw.Draw(page), ImageFont.load_default(12)
     for number, (caption, image) in enumerate(pictures):
         left, top = gap + number % columns * (VIEW + gap), gap + number // columns * (VIEW + line + gap)
         page.paste(Image.fromarray(coloured(image)), (left, top))

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ast
 import ctypes
 import gc
 import importlib.util
 import math
+import re
 import threading
 import time
+import types
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -814,3 +817,45 @@ async def test_the_example_draws_the_finest_that_has_arrived(
         seen[region] = np.kron(await chunk.load(), np.ones((factor,) * 3, np.uint8))
         assert np.array_equal(await painter.project(), seen.max(axis=0))
     assert np.array_equal(seen, volume)
+
+
+# -- what the page says --
+
+PAGE = Path(__file__).parent.parent / "docs" / "sources.md"
+
+
+def test_each_row_of_the_page_has_a_test() -> None:
+    rows = [line for line in PAGE.read_text().splitlines() if line.startswith("| ")][2:]
+    assert len(rows) > 10
+    for row in rows:
+        assert row.split("`")[-2] in globals(), row
+
+
+@pytest.mark.blocks_loop("it imports zarr")
+async def test_what_the_page_does_with_other_libraries_runs(
+    device: wgpu.GPUDevice, open_ring: OpenRing, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    av = pytest.importorskip("av", reason="PyAV (av) is not installed")
+    make_pyramid(tmp_path / "volume.zarr")
+    monkeypatch.chdir(tmp_path)
+    names = {
+        "ring": await open_ring(),
+        "frame": av.VideoFrame(64, 32, "nv12"),
+        "luma_texture": new_texture(device, "r8unorm", (64, 32, 1)),
+        "chroma_texture": new_texture(device, "rg8unorm", (32, 16, 1)),
+        "camera": types.SimpleNamespace(position=(1, 2, 3)),
+        "textures": [new_texture(device, "r8unorm", (50, 36, 40), dimension="3d") for _ in range(3)],
+    }
+    found = re.findall(r"```py\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    assert len(found) == 2
+    for block in found:
+        await types.FunctionType(compile(block, str(PAGE), "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT), names)()
+
+
+async def test_a_batch_takes_a_list_of_arrays_that_are_read(device: wgpu.GPUDevice, open_ring: OpenRing) -> None:
+    ring, texture = await open_ring(), new_texture(device, "r8uint", (32, 16, 3))
+    data = [Indexed(RNG.integers(0, 256, (16, 32), np.uint8)) for _ in range(3)]
+    async with ring.batch() as batch:
+        await batch.write_textures([{"texture": texture, "origin": (0, 0, z)} for z in range(3)], data)
+    assert read_texture(texture)[0].tobytes() == b"".join(each.array.tobytes() for each in data)
+    assert [len(each.asked) for each in data] == [1, 1, 1]  # checked before, and read once
