@@ -182,6 +182,7 @@ async def test_a_float_of_eight_bits_is_taken_as_its_bits(open_ring: OpenRing, t
         await ring.write_buffer(buffer, 0, Tensor(bits, (3, 8)))  # an opaque handle
 
 
+@pytest.mark.blocks_loop("it imports ml_dtypes")
 async def test_numpys_own_extension_types_are_taken_as_their_bits(
     device: wgpu.GPUDevice, open_ring: OpenRing, target: Target
 ) -> None:
@@ -195,6 +196,7 @@ async def test_numpys_own_extension_types_are_taken_as_their_bits(
         await ring.write_texture({"texture": new_texture(device, "r16float", (16, 64, 1))}, array)
 
 
+@pytest.mark.blocks_loop("it imports torch")
 async def test_pytorch_tensors_arrive(open_ring: OpenRing, target: Target) -> None:
     torch = pytest.importorskip("torch", reason="PyTorch (torch) is large, and not installed with the others")
     ring, buffer = await open_ring(), target(96)
@@ -411,6 +413,43 @@ async def test_cancelled_it_ends_when_the_thread_that_reads_has(open_ring: OpenR
     assert data.running == 0
 
 
+class OfZarr(Indexed):
+    """Of a library that is known to be ready for threads."""
+
+    __module__ = "zarr.of_this_test"
+
+    def __getitem__(self, index: tuple[slice, ...]) -> Any:
+        with self._lock:
+            self.running += 1
+            self.most_running = max(self.most_running, self.running)
+        time.sleep(0.01)
+        with self._lock:
+            self.running -= 1
+        return super().__getitem__(index)
+
+
+@pytest.mark.parametrize(("tokens", "running"), [(40, 4), (2, 2), (1, 1)])
+async def test_parts_are_read_ahead_in_as_many_threads_as_there_are(
+    open_ring: OpenRing, target: Target, tokens: int, running: int
+) -> None:
+    ring, data, buffer = (
+        await open_ring(buffer_size=KiB),
+        OfZarr(RNG.integers(0, 256, (24, KiB), np.uint8)),
+        target(24 * KiB),
+    )
+    limiter = anyio.to_thread.current_default_thread_limiter()
+    before, limiter.total_tokens = limiter.total_tokens, tokens
+    try:
+        async with anyio.create_task_group() as group:
+            for _ in range(2):
+                group.start_soon(ring.write_buffer, buffer, 0, data)
+        assert bytes(read_buffer(buffer)) == data.array.tobytes()
+        assert running <= data.most_running <= min(2 * 4, tokens)
+        assert limiter.borrowed_tokens == 0
+    finally:
+        limiter.total_tokens = before
+
+
 async def test_lazy_texels_for_a_layout_are_read_as_a_whole(device: wgpu.GPUDevice, open_ring: OpenRing) -> None:
     ring, data = await open_ring(), Indexed(RNG.integers(0, 256, 64 * 32, np.uint8))
     texture = new_texture(device, "r8uint", (32, 64, 1))
@@ -487,9 +526,7 @@ PLANES = {
 
 
 @pytest.mark.parametrize("format", PLANES)
-async def test_a_plane_of_a_video_frame_is_its_memory(
-    device: wgpu.GPUDevice, open_ring: OpenRing, target: Target, format: str
-) -> None:
+def test_a_plane_of_a_video_frame_is_its_memory(format: str) -> None:
     av = pytest.importorskip("av", reason="PyAV (av) is not installed")
     frame, (shapes, dtype) = av.VideoFrame(50, 38, format), PLANES[format]
     for index, shape in enumerate(shapes):
@@ -506,6 +543,7 @@ async def test_a_plane_of_a_video_frame_is_its_memory(
         sources.plane(frame, len(shapes))
 
 
+@pytest.mark.blocks_loop("it imports PyAV")
 async def test_planes_arrive_as_textures(device: wgpu.GPUDevice, open_ring: OpenRing) -> None:
     av = pytest.importorskip("av", reason="PyAV (av) is not installed")
     ring, image = await open_ring(), RNG.integers(0, 255, (38, 50, 3), np.uint8)

@@ -21,15 +21,18 @@ LARGEST = 64 * 1024 * 1024
 
 _THREAD_SAFE = {"dask", "tensorstore", "zarr"}
 _AT_ONCE = 4
+_AHEAD = 32 * 1024 * 1024
+"""Bytes that are read ahead, unless one part has more."""
 
 Index = tuple[slice, ...]
 
 
-def _at_once(data: Any) -> int:
-    """How many threads may read parts of it: several where that is known to work. HDF5 has a lock of its own."""
+def _at_once(data: Any, nbytes: int) -> int:
+    """How many threads may read parts of `nbytes`: several where that is known to work. HDF5 has a lock of its own."""
     library = type(data).__module__.split(".")[0]
     is_computed = library == "xarray" and getattr(data, "chunks", None) is not None  # by dask
-    return _AT_ONCE if is_computed or library in _THREAD_SAFE else 1
+    is_safe = is_computed or library in _THREAD_SAFE
+    return max(1, min(_AT_ONCE, _AHEAD // nbytes)) if is_safe else 1
 
 
 def _chunks(data: Any) -> tuple[int, ...]:
@@ -109,7 +112,7 @@ def from_buffer(
 
     step, period = _bytes_at_a_time(shape, itemsize, _chunks(data), most)
     loads = (partial(pieces, *bounds) for bounds in _bounds(nbytes, step, period, data_offset))
-    return Cut(buffer, nbytes, Unread(loads, _at_once(data)), lambda: None)
+    return Cut(buffer, nbytes, Unread(loads, _at_once(data, step)), lambda: None)
 
 
 def _bounds(nbytes: int, step: int, period: int, skipped: int) -> Iterator[tuple[int, int]]:
@@ -218,7 +221,8 @@ def from_texels(owner: Any, most: int, destination: Mapping[str, Any], data: Any
     windows = product(*(_cuts(n, step) for n, step in zip(blocks.shape, portion, strict=False)))
     nbytes = math.prod(blocks.shape) * blocks.itemsize
     loads = (partial(pieces, window) for window in windows)
-    return Cut(texture, nbytes, Unread(loads, _at_once(data)), lambda: None)
+    part = math.prod(portion) * items * blocks.itemsize
+    return Cut(texture, nbytes, Unread(loads, _at_once(data, part)), lambda: None)
 
 
 def _cuts(length: int, step: int) -> list[slice]:

@@ -121,7 +121,7 @@ class Chunk:
         return await ring.submit()
 
 
-def _read(array: Any, selection: tuple[Any, ...], out: npt.NDArray[Any] | None) -> Any:
+def _read(array: Any, selection: tuple[Any, ...], out: Any) -> Any:
     if out is None:
         return array[selection]
     from zarr.buffer import default_buffer_prototype
