@@ -12,7 +12,7 @@ from anyio.lowlevel import checkpoint
 from . import waiting
 from .data.arrays import as_array, is_lazy
 from .data.copies import Copy
-from .data.pieces import Piece
+from .data.pieces import Piece, Unread
 from .engine.buffer import Load
 from .engine.engine import Engine
 from .engine.lanes import Lane
@@ -165,8 +165,10 @@ class Batch:
                 await checkpoint()
         return plan
 
-    async def _cut_texels(self, destination: Any, data: Any, data_layout: Any, size: Any) -> Iterator[Piece]:
+    async def _cut_texels(self, destination: Any, data: Any, data_layout: Any, size: Any) -> Iterator[Piece] | Unread:
         cut = await cut_texels(self._engine, destination, data, data_layout, size)
+        if isinstance(cut.pieces, Unread):
+            return cut.pieces
         some = list(islice(cut.pieces, 2))
         if len(some) == 1:
             know_texels(self._engine, data, data_layout, size, some[0])

@@ -95,6 +95,10 @@ class UnsupportedTexture(StagingError, ValueError):
     """A texture file holds what WebGPU, this device or this installation cannot take; nothing was created."""
 
 
+class InvalidSource(StagingError, ValueError):
+    """What is streamed is damaged, or is not what its metadata say; the message names the item."""
+
+
 class InvalidSubmit(StagingError, ValueError):
     """A command buffer that cannot be submitted here: another device's, submitted before, or none at all."""
 

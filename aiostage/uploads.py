@@ -10,11 +10,11 @@ import anyio
 import numpy as np
 
 from . import waiting
-from .data import pieces
-from .data.arrays import WHOLE, Run, as_array, is_lazy, is_masked, missing
+from .data import lazy, pieces
+from .data.arrays import WHOLE, Run, as_array, is_indexed, is_lazy, is_masked, missing
 from .data.copies import BufferCopy, Copy, check_buffer_copy, resolve_destination
 from .data.files import FileRange, FileRun
-from .data.pieces import ALIGNMENT, Content, Cut, Part, Piece, Texels, Whole, cut_content
+from .data.pieces import ALIGNMENT, Content, Cut, Part, Piece, Texels, Unread, Whole, cut_content
 from .engine import known
 from .engine.buffer import Place
 from .engine.engine import Engine
@@ -24,18 +24,22 @@ from .engine.outcome import Outcome
 from .engine.submission import Submission
 from .errors import AllocationClosed, afresh
 from .native import Plan
-from .threads import run_sync
+from .threads import Ahead, run_sync
 from .writes import know_buffer
 
 
 async def cut_bytes(
     engine: Engine, buffer: Any, buffer_offset: int, data: Any, data_offset: int, size: int | None
 ) -> Cut:
-    """The pieces of `data`'s bytes; a thread makes an array of data that are computed or read when they are asked for.
+    """The pieces of `data`'s bytes. Data that are computed or read when they are asked for are so in threads, a part at
+    a time where they can be indexed.
 
     :raises TypeError:
     :raises InvalidCopy: if nothing may be copied to `buffer` at all, lazy data are not asked.
     """
+    if is_lazy(data) and is_indexed(data):
+        check_buffer_copy(buffer, 0, 0, engine.native)
+        return lazy.from_buffer(engine.native, engine.buffer_size, buffer, buffer_offset, data, data_offset, size)
     content = await content_of(engine, buffer, buffer_offset, data, data_offset, size)
     return cut_content(content, engine.buffer_size)
 
@@ -54,6 +58,11 @@ async def cut_texels(
     engine: Engine, destination: Mapping[str, Any], data: Any, data_layout: Mapping[str, int] | None, size: Any
 ) -> Cut:
     """Likewise the pieces of texels."""
+    if data_layout is None and is_lazy(data) and is_indexed(data):
+        resolve_destination(destination, engine.native)
+        cut = lazy.from_texels(engine.native, engine.buffer_size, destination, data, size)
+        if cut is not None:
+            return cut
     texels = await texels_of(engine, destination, data, data_layout, size)
     return pieces.cut_texels(texels, engine.buffer_size)
 
@@ -210,25 +219,35 @@ async def _ended(engine: Engine, upload: Upload) -> None:
     await upload.event.wait()
 
 
-async def write(engine: Engine, lane: Lane, some: Iterator[Piece]) -> Filling:
+async def write(engine: Engine, lane: Lane, some: Iterator[Piece] | Unread) -> Filling:
     """Fill and stage every piece; returns when the data may be reused, in the lane of uploads when it was submitted."""
-    count = nbytes = 0
     async with Filling(engine) as filling:
-        for piece in some:
-            count += 1
-            nbytes += piece.nbytes
-            engine.check_lane(lane)
-            runs: list[Run] | list[FileRun] | None = None
-            if piece.nbytes > engine.inline_size or piece.fill is None:
-                runs = piece.runs()
-                if runs is None:
-                    runs = await run_sync(_gathered, piece)
-                    engine.check_lane(lane)
-            place = engine.take(lane, piece.nbytes, ALIGNMENT)
-            filling.start(piece, runs, place or await waiting.place_for(engine, lane, piece.nbytes, ALIGNMENT))
+        if not isinstance(some, Unread):
+            await _stage(engine, lane, filling, some)
+            return filling
+        async with Ahead(some.loads, some.at_once) as parts:
+            async for part in parts:
+                await _stage(engine, lane, filling, iter(part))
+                del part  # or one more of them would be in memory
+    return filling
+
+
+async def _stage(engine: Engine, lane: Lane, filling: Filling, some: Iterator[Piece]) -> None:
+    count = nbytes = 0
+    for piece in some:
+        count += 1
+        nbytes += piece.nbytes
+        engine.check_lane(lane)
+        runs: list[Run] | list[FileRun] | None = None
+        if piece.nbytes > engine.inline_size or piece.fill is None:
+            runs = piece.runs()
+            if runs is None:
+                runs = await run_sync(_gathered, piece)
+                engine.check_lane(lane)
+        place = engine.take(lane, piece.nbytes, ALIGNMENT)
+        filling.start(piece, runs, place or await waiting.place_for(engine, lane, piece.nbytes, ALIGNMENT))
     if count > 1:
         engine.demand.cut(count, nbytes)
-    return filling
 
 
 class Filling:

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import InvalidCopy
+from .exchange import BITS, from_dlpack
 from .files import Stored, place_of
 from .formats import TexelBlock, numpy_layout
 
@@ -27,12 +28,28 @@ def is_lazy(data: Any) -> bool:
     try:
         memoryview(data)
     except (TypeError, ValueError, BufferError):
-        return hasattr(data, "__array__") or hasattr(data, "__array_interface__")
+        return any(hasattr(data, way) for way in ("__array__", "__array_interface__", "__dlpack__")) or is_indexed(data)
     return False
 
 
+def is_indexed(data: Any) -> bool:
+    """Whether `data[slices]` is a part of an array of known shape and dtype: of dask, zarr, h5py, xarray and the like.
+
+    What is in memory already is none, nor what is indexed by its own labels, as in pandas.
+    """
+    shape, dtype = getattr(data, "shape", None), getattr(data, "dtype", None)
+    return (
+        isinstance(dtype, np.dtype)
+        and isinstance(shape, tuple)
+        and all(isinstance(n, int | np.integer) and n >= 0 for n in shape)  # dask's may be unknown
+        and hasattr(data, "__getitem__")
+        and not any(hasattr(data, other) for other in ("__array_interface__", "__dlpack__", "iloc"))
+        and type(data).__module__.split(".")[0] != "pandas"
+    )
+
+
 def as_array(data: Any) -> Array:
-    """`data` as a plain array, without a copy where it has the buffer protocol.
+    """`data` as a plain array, without a copy where it has the buffer protocol, DLPack or `__array_interface__`.
 
     :raises TypeError: it has no dtype of its own (numbers, lists), masked or missing values, or Python objects.
     """
@@ -67,8 +84,8 @@ def _plain(data: Any) -> Any:
     try:
         view = memoryview(data)
     except (TypeError, ValueError, BufferError):
-        if is_lazy(data):
-            return _plain(np.asanyarray(data))  # which may have a mask
+        if (array := _asked(data)) is not None:
+            return array
         raise TypeError(
             f"data must be bytes or an array, not {type(data).__name__}: give it a dtype, as np.array(data, np.float32)"
         ) from None
@@ -82,6 +99,18 @@ def _plain(data: Any) -> Any:
                 f"data has items of format {view.format!r}, which numpy does not know: give bytes"
             ) from None
         return np.frombuffer(view, np.uint8)
+
+
+def _asked(data: Any) -> Array | None:
+    """What it makes of itself, or None: it makes no array. :raises TypeError: it is on a GPU, or has a mask."""
+    if hasattr(data, "__dlpack__") and not hasattr(data, "__array_interface__"):
+        shared = from_dlpack(data)
+        if shared is not None or not hasattr(data, "__array__"):
+            return shared
+    if not is_lazy(data):
+        return None
+    made: Array = _plain(np.asanyarray(data if hasattr(data, "__array__") or not is_indexed(data) else data[()]))
+    return made
 
 
 def _ctypes_dtype(kind: Any) -> np.dtype[Any]:
@@ -156,7 +185,8 @@ def _byte_runs(array: Array, start: int, nbytes: int) -> list[Run]:
 
 def _opaque(array: Array) -> Array:
     """With items that every consumer of buffers takes: some of numpy's own, such as dates, have no format."""
-    return array if array.dtype.kind in "uifcV" and array.dtype.names is None else array.view(f"V{array.itemsize}")
+    is_plain = array.dtype.kind in "uifcV" and array.dtype.names is None and array.dtype.isbuiltin != 2
+    return array if is_plain else array.view(f"V{array.itemsize}")
 
 
 # -- texels --
@@ -238,9 +268,18 @@ def is_raw(array: Array | Stored) -> bool:
     return (array.dtype.kind in "VS" and array.dtype.names is None) or array.dtype == np.uint8
 
 
+def _is_bfloat16(dtype: np.dtype[Any]) -> bool:
+    """Whether it is the type of that name, or its bits."""
+    return (dtype.metadata is not None and dtype.metadata == BITS.metadata) or (
+        dtype.kind == "V" and dtype.name == "bfloat16"
+    )
+
+
 def check_texels(array: Array | Stored, format: str, block: TexelBlock) -> None:
     """:raises InvalidCopy: the items are of another kind than the texels of this format."""
     dtype, layout = array.dtype, numpy_layout(format)
+    if _is_bfloat16(dtype) and "float" in format:  # its bits would be taken for those of other values
+        raise InvalidCopy(f"data of bfloat16 for {format}: convert it to the texels' type, or give the bits as uint16")
     if is_raw(array):
         return
     if dtype.names is not None:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from .copies import BufferCopy, Copy, TextureCopy, TextureRegion
 from .formats import padded_row
-from .pieces import Content, Cut, Part, Piece, Texels, Whole, cut_content, cut_texels, split_texels
+from .pieces import Content, Cut, Part, Piece, Texels, Unread, Whole, cut_content, cut_texels, split_texels
 
 
 class Detour(NamedTuple):
@@ -45,6 +45,7 @@ def of_texels(texels: Texels, most: int, limit: int) -> Iterator[Detour]:
 
 def _cut(texels: Texels, most: int, memory: Any) -> Cut:
     cut = cut_texels(texels, most, splits_images=True)
+    assert not isinstance(cut.pieces, Unread)
 
     def whole() -> Whole | None:
         found = cut.whole()

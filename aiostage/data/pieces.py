@@ -60,6 +60,15 @@ class Piece(NamedTuple):
     """The same as `fill`, for threads that know nothing of Python; None: it takes Python."""
 
 
+class Unread(NamedTuple):
+    """Pieces of data that have to be read first, a part at a time."""
+
+    loads: Iterator[Callable[[], list[Piece]]]
+    """Each reads a part, which takes a thread, and returns its pieces."""
+    at_once: int
+    """How many of them may be called at a time."""
+
+
 class Part(NamedTuple):
     """A window of an array, and where it goes: as far as the carrier needs no Python to copy and submit it."""
 
@@ -92,7 +101,7 @@ class Cut(NamedTuple):
     destination: Any
     nbytes: int
     """Of staging memory."""
-    pieces: Iterator[Piece]
+    pieces: Iterator[Piece] | Unread
     whole: Callable[[], Whole | None]
     """None: it takes Python."""
     is_stored: bool = False
@@ -111,14 +120,8 @@ class Content(NamedTuple):
 def content_of(owner: Any, buffer: Any, buffer_offset: int, data: Any, data_offset: int, size: int | None) -> Content:
     """`data`'s bytes, in C order, and where they go. `owner` is the device. :raises InvalidCopy:"""
     array = data.stored.as_bytes() if isinstance(data, FileRange) else as_items(as_array(data))
-    buffer_offset, data_offset = whole(buffer_offset, "buffer_offset"), whole(data_offset, "data_offset")
-    if not 0 <= data_offset <= array.nbytes:
-        raise InvalidCopy(f"data_offset {data_offset} lies outside the data's {array.nbytes} bytes")
-    nbytes = array.nbytes - data_offset if size is None else whole(size, "size")
-    if nbytes > array.nbytes - data_offset:
-        raise InvalidCopy(f"size {nbytes} exceeds the {array.nbytes - data_offset} bytes behind data_offset")
-    buffer, buffer_offset, pin = check_buffer_copy(buffer, buffer_offset, nbytes, owner)
-    return Content(array, data_offset, BufferCopy(None, 0, buffer, buffer_offset, nbytes, pin))
+    copy, data_offset = checked(owner, array.nbytes, buffer, buffer_offset, data_offset, size)
+    return Content(array, data_offset, copy)
 
 
 def cut_content(content: Content, most: int) -> Cut:
@@ -129,7 +132,7 @@ def cut_content(content: Content, most: int) -> Cut:
     def pieces() -> Iterator[Piece]:
         for start in range(0, nbytes, most):
             length, target = min(most, nbytes - start), goal.destination_offset + start
-            copy = partial(_buffer_copy, buffer=buffer, target=target, nbytes=length, pin=goal.pin)
+            copy = partial(buffer_copy, buffer=buffer, target=target, nbytes=length, pin=goal.pin)
             yield _bytes_piece(array, first + start, length, copy)
 
     def whole_bytes() -> Whole | None:
@@ -152,7 +155,22 @@ def _bytes_piece(array: Array | Stored, start: int, nbytes: int, copy: Callable[
     return Piece(nbytes, fill, copy, partial(byte_runs, array, start, nbytes))
 
 
-def _buffer_copy(source: Any, offset: int, buffer: Any, target: int, nbytes: int, pin: Any) -> BufferCopy:
+def checked(
+    owner: Any, total: int, buffer: Any, buffer_offset: int, data_offset: int, size: int | None
+) -> tuple[BufferCopy, int]:
+    """The copy of these of `total` bytes, without a source, and its `data_offset`. :raises InvalidCopy:"""
+    buffer_offset, data_offset = whole(buffer_offset, "buffer_offset"), whole(data_offset, "data_offset")
+    if not 0 <= data_offset <= total:
+        raise InvalidCopy(f"data_offset {data_offset} lies outside the data's {total} bytes")
+    nbytes = total - data_offset if size is None else whole(size, "size")
+    if nbytes > total - data_offset:
+        raise InvalidCopy(f"size {nbytes} exceeds the {total - data_offset} bytes behind data_offset")
+    buffer, buffer_offset, pin = check_buffer_copy(buffer, buffer_offset, nbytes, owner)
+    return BufferCopy(None, 0, buffer, buffer_offset, nbytes, pin), data_offset
+
+
+def buffer_copy(source: Any, offset: int, buffer: Any, target: int, nbytes: int, pin: Any) -> BufferCopy:
+    """The command for some of it."""
     return BufferCopy(source, offset, buffer, target, nbytes, pin)
 
 
@@ -218,6 +236,11 @@ def _little(stored: Stored) -> Stored:
             f"a file of {stored.dtype} for texels: its bytes are not turned round; give np.memmap's array"
         )
     return stored
+
+
+def texel_pieces(region: TextureRegion, blocks: Blocks, most: int) -> Iterator[Piece]:
+    """The region's blocks in pieces of `most` bytes at most. :raises AllocationTooLarge: they cannot be."""
+    return (_texel_piece(part, blocks[window]) for part, window in _windows(region, _portion(region, most)))
 
 
 Window = tuple[slice, slice, slice]
@@ -304,8 +327,8 @@ def _lay_out(array: Array | Stored, data_layout: Mapping[str, int], region: Text
     needed = footprint(region, bytes_per_row, rows_per_image)
     if offset < 0 or offset + needed > array.nbytes:
         raise InvalidCopy(f"the data has {array.nbytes} bytes; bytes {offset} to {offset + needed} are needed")
-    if not data_layout and (shaped := _shaped(array, region)) is not None:
-        return shaped
+    if not data_layout and (found := shaped(array, region)) is not None:
+        return found
     if not array.dtype.isnative:
         raise InvalidCopy("data in another byte order: give data.astype(data.dtype.newbyteorder('<')), or its bytes")
     shape = (region.size[2], region.block_rows, region.block_columns, region.block.nbytes)
@@ -319,7 +342,7 @@ def _lay_out(array: Array | Stored, data_layout: Mapping[str, int], region: Text
     return np.ndarray(shape, np.uint8, array.reshape(-1).view(np.uint8), offset, strides)
 
 
-def _shaped(array: Array | Stored, region: TextureRegion) -> Array | Stored | None:
+def shaped(array: Array | Stored, region: TextureRegion) -> Array | Stored | None:
     """The texel blocks of `array` if its own shape is the region's, or None."""
     room = (region.size[2], region.block_rows, region.block_columns)
     shape = shape_of_blocks(array, region.block, region.texture.dimension, room)
@@ -330,12 +353,7 @@ def _infer(
     array: Array | Stored, texture: Any, mip_level: int, origin: Triple, block: TexelBlock
 ) -> tuple[Array | Stored, Triple]:
     """The texel blocks of `array`, and the size in texels that its shape tells."""
-    level = mip_extent(texture, mip_level)
-    room = (
-        level[2] - origin[2],
-        -(-(level[1] - origin[1]) // block.height),
-        -(-(level[0] - origin[0]) // block.width),
-    )
+    room = room_of(texture, mip_level, origin, block)
     shape = shape_of_blocks(array, block, texture.dimension, room)
     blocks = None if shape is None else array.reshape(shape)
     if blocks is None and is_raw(array) and origin == (0, 0, 0):
@@ -347,8 +365,19 @@ def _infer(
             "(layers, rows, columns, channels), as with np.moveaxis where the channels come first, or give size and "
             "data_layout"
         )
+    return blocks, extent_of(blocks, block)
+
+
+def room_of(texture: Any, mip_level: int, origin: Triple, block: TexelBlock) -> Triple:
+    """(layers, block rows, block columns) of a level from `origin` on."""
+    width, height, layers = mip_extent(texture, mip_level)
+    return layers - origin[2], -(-(height - origin[1]) // block.height), -(-(width - origin[0]) // block.width)
+
+
+def extent_of(blocks: Array | Stored, block: TexelBlock) -> Triple:
+    """(width, height, layers) of some blocks, in texels."""
     layers, rows, columns = blocks.shape[:3]
-    return blocks, (columns * block.width, rows * block.height, layers)
+    return columns * block.width, rows * block.height, layers
 
 
 def _as_level(array: Array | Stored, shape: tuple[int, int, int, int]) -> Array | Stored | None:
