@@ -60,7 +60,7 @@ class StagingStats:
     """Bytes of staging memory that all rings hold that share this one's `MemoryBudget`, this one's included."""
     budget_limit: int
     """What they may hold together."""
-    scratch_bytes: int
+    scratch_bytes: int = 0
     """Bytes of device memory that atomic uploads use, or that is kept for the next: no staging memory, and in no
     budget."""
 

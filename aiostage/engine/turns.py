@@ -7,6 +7,9 @@ from typing import Any
 
 from .outcome import Outcome
 
+_COME: Outcome[bool] = Outcome()
+_COME.end(True)
+
 
 class Turn(Outcome[bool]):
     """A write's place in the order; over when it can be overtaken no more. Left as a `with` block."""
@@ -17,17 +20,16 @@ class Turn(Outcome[bool]):
         super().__init__()
         self._turns, self.destination, self.is_atomic = turns, destination, is_atomic
         self._left = 0
-        self.come: Outcome[bool] = Outcome()
+        self.come = _COME
         """Over when all that it must not overtake is; it never fails."""
 
     def wait_for(self, others: Iterable[Outcome[Any]]) -> None:
         """Not to come before these are over."""
         earlier = list(others)
-        self._left = len(earlier)
+        if earlier:
+            self._left, self.come = len(earlier), Outcome()
         for other in earlier:
             other.then(self._one_less)
-        if not earlier:
-            self.come.end(True)
 
     def _one_less(self, _: object) -> None:
         self._left -= 1
@@ -54,7 +56,8 @@ class Turns:
         """The next, for a write that arrives as it goes: it waits for atomic ones alone, since others keep theirs."""
         turn = Turn(self, destination, is_atomic=False)
         earlier = self._of.setdefault(id(destination), [])
-        turn.wait_for([other for other in earlier if other.is_atomic] if self.atomic else ())
+        if self.atomic:
+            turn.wait_for([other for other in earlier if other.is_atomic])
         earlier.append(turn)
         return turn
 
