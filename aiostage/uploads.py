@@ -17,7 +17,7 @@ from .data.files import FileRange, FileRun
 from .data.pieces import ALIGNMENT, Content, Cut, Part, Piece, Texels, Unread, Whole, cut_content
 from .engine import known
 from .engine.buffer import Place
-from .engine.engine import Engine
+from .engine.engine import Engine, Staging
 from .engine.lanes import Lane
 from .engine.lending import Upload
 from .engine.outcome import Outcome
@@ -171,8 +171,10 @@ async def write_now(engine: Engine, cut: Cut) -> Any:
         upload = engine.upload(whole)
         del cut, whole  # which an exception would keep, and they a file
         return await carried(engine, upload)
-    with engine.by_places(cut.destination), engine.turns.take(cut.destination):
-        filling = await write(engine, engine.uploads, cut.pieces)
+    with engine.by_places(cut.destination) as staging, engine.turns.take(cut.destination):
+        if cut.nbytes and not staging.may_begin():
+            await waiting.until(engine, staging.may_begin)
+        filling = await write(engine, engine.uploads, cut.pieces, staging)
     return filling.fence or engine.timeline.insert()
 
 
@@ -219,16 +221,18 @@ async def _ended(engine: Engine, upload: Upload) -> None:
     await upload.event.wait()
 
 
-async def write(engine: Engine, lane: Lane, some: Iterator[Piece] | Unread) -> Filling:
+async def write(engine: Engine, lane: Lane, some: Iterator[Piece] | Unread, staging: Staging | None = None) -> Filling:
     """Fill and stage every piece; returns when the data may be reused, in the lane of uploads when it was submitted."""
     async with Filling(engine) as filling:
-        if not isinstance(some, Unread):
+        if isinstance(some, Unread):
+            async with Ahead(some.loads, some.at_once) as parts:
+                async for part in parts:
+                    await _stage(engine, lane, filling, iter(part))
+                    del part  # or one more of them would be in memory
+        else:
             await _stage(engine, lane, filling, some)
-            return filling
-        async with Ahead(some.loads, some.at_once) as parts:
-            async for part in parts:
-                await _stage(engine, lane, filling, iter(part))
-                del part  # or one more of them would be in memory
+        if staging is not None:
+            engine.staged(staging)
     return filling
 
 

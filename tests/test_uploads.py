@@ -545,3 +545,24 @@ async def test_a_small_upload_that_waits_in_line_is_not_overtaken_by_a_large_one
         assert (content[:32] == 3).all(), round
         assert (content[32:96] == 4).all(), round
         assert (content[96:MiB] == 3).all(), round
+
+
+@pytest.mark.parametrize("seed", range(4))
+async def test_uploads_of_every_kind_to_one_place_keep_their_order(
+    open_ring: OpenRing, target: Target, seed: int
+) -> None:
+    """Large and small, contiguous and such that take Python, all at once."""
+    rng = np.random.default_rng(seed)
+    ring, buffer = await open_ring(ring_count=2, buffer_size=64 * KiB, inline_size=4 * KiB), target(MiB)
+    for _ in range(10):
+        expected, writes = read_buffer(buffer), []
+        for value in range(8):
+            size = 4 * int(rng.choice((16, 1 * KiB, 40 * KiB, 200 * KiB)))
+            start = 4 * int(rng.integers(0, (MiB - size) // 4 + 1))
+            data = np.full(size, value, np.uint8)
+            if rng.integers(3) == 0:
+                data = np.full(2 * size, value, np.uint8)[::2]
+            expected[start : start + size] = value
+            writes.append(ring.write_buffer(buffer, start, data))
+        await asyncio.gather(*writes)
+        assert (read_buffer(buffer) == expected).all()

@@ -229,7 +229,7 @@ def from_texels(owner: Any, most: int, destination: Mapping[str, Any], data: Any
 
 
 def _as_blocks(stand_in: Array, shape: tuple[int, ...] | None) -> Array | None:
-    """In this shape of blocks, which differs by axes of length 1 alone: without a stride, they are none of the data's."""
+    """In this shape of blocks, which differs by axes of length 1: without a stride, they are none of the data's."""
     if shape is None:
         return None
     with_items = shape == (*(1,) * (3 - stand_in.ndim), *stand_in.shape, 1)

@@ -13,7 +13,7 @@ A whole upload of more than `inline_size` bytes has a shorter way: `upload`, see
 from __future__ import annotations
 
 import weakref
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -101,7 +101,7 @@ class Engine:
         self._failures: deque[tuple[Any, InvalidCopy]] = deque(maxlen=64)  # of slots: (task, why)
         self._change: Outcome[Engine] | None = None
         self.mapped: Outcome[bool] = Outcome()  # all buffers are, for the first time
-        self._by_places: Counter[int] = Counter()  # uploads that are no whole ones, by the id of where they go
+        self._by_places: dict[int, list[Staging]] = {}  # uploads that are no whole ones, by the id of where they go
         self.at_end: dict[Callable[[], object], None] = {}  # who is told when nothing can be done with it any more
         self._flush_scheduled = False
         self._logs = False  # whether somebody listens to events; asked at each submit, which is cheap enough
@@ -328,15 +328,24 @@ class Engine:
         return id(destination) in self._by_places
 
     @contextmanager
-    def by_places(self, destination: Any) -> Iterator[None]:
-        """One is, while this lasts: it may stand in line, where the carrier knows nothing of it."""
-        self._by_places[id(destination)] += 1
+    def by_places(self, destination: Any) -> Iterator[Staging]:
+        """One is, while this lasts: it may stand in line, or wait for threads, and the carrier knows nothing of it."""
+        line = self._by_places.setdefault(id(destination), [])
+        staging = Staging([*line, *self.lending.going_to(destination)])
+        line.append(staging)
         try:
-            yield
+            yield staging
         finally:
-            self._by_places[id(destination)] -= 1
-            if not self._by_places[id(destination)]:
+            line.remove(staging)
+            if not line:
                 del self._by_places[id(destination)]
+            self.staged(staging)
+
+    def staged(self, staging: Staging) -> None:
+        """All copies of it are in the lane, which keeps their order from then on."""
+        if not staging.is_over:
+            staging.end(True)
+            self.changed()
 
     def upload_known(self, buffer: Any, offset: int, data: Any) -> Upload | None:
         """The same with the most common: contiguous bytes for a buffer that was written to before. None: it takes
@@ -778,6 +787,20 @@ class Engine:
         for buffer in self.shelf.all:
             if buffer.load is not None:
                 buffer.load.gone.end(error=error)
+
+
+class Staging(Outcome[bool]):
+    """Of an upload that goes by places: over when all of its copies are staged."""
+
+    __slots__ = ("_earlier",)
+
+    def __init__(self, earlier: list[Outcome[Any]]) -> None:
+        super().__init__()
+        self._earlier = earlier
+
+    def may_begin(self) -> bool | None:
+        """Whether it would overtake nothing to the same place, or None."""
+        return all(other.is_over for other in self._earlier) or None
 
 
 class Way:
