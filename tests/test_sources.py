@@ -225,6 +225,22 @@ async def test_the_array_interface_is_taken_without_a_copy(open_ring: OpenRing, 
     assert bytes(read_buffer(buffer)) == array[:, ::2].tobytes()
 
 
+async def test_a_range_of_a_file_arrives(open_ring: OpenRing, target: Target, device: Any, tmp_path: Path) -> None:
+    content, path = RNG.integers(0, 256, 3 * 7 * 5 * 4 + 100, np.uint8), tmp_path / "data"
+    path.write_bytes(content.tobytes())
+    ring, buffer = await open_ring(), target(400)
+    texture = new_texture(device, "rgba8unorm", (5, 7, 3))
+    await ring.write_buffer(buffer, 0, sources.file(path, 100, 400))
+    with sources.file(path, 100, shape=(3, 7, 5, 4)) as whole:
+        await ring.write_texture({"texture": texture}, whole)
+        assert bytes(read_buffer(buffer)) == content[100:500].tobytes()
+        await ring.write_buffer(buffer, 0, whole.part(4, 16))
+    assert bytes(read_buffer(buffer))[:20] == content[104:120].tobytes() + content[116:120].tobytes()
+    assert read_texture(texture)[0].tobytes() == content[100:].tobytes()
+    with pytest.raises(ValueError, match="not all in"):
+        sources.file(path, 100, 1 << 20)
+
+
 READ_ONLY = np.arange(64, dtype=np.uint32)
 READ_ONLY.flags.writeable = False
 KINDS = {
