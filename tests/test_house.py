@@ -19,7 +19,7 @@ ROOMS = ["tools", "neighbours", "facade", "engine", "carrier", "gpu", "data"]
 HALLS = {"errors", "events", "exits", "loop", "native"}
 """Open to all; they import each other alone. `native` is what is compiled from native/."""
 
-NEIGHBOURS = {"pools", "textures", "memory"}
+NEIGHBOURS = {"pools", "textures", "memory", "dask"}
 
 
 def name_of(path: Path) -> str:
