@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import itertools
 from collections import Counter
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,6 @@ if __name__ == "__main__":
     parser.add_argument("--software", action="store_true", help="on software adapters")
     parser.add_argument("--output", type=Path, default=Path("volume.png"))
     arguments = parser.parse_args()
-    where = arguments.scheduler or LocalCluster(n_workers=arguments.workers, threads_per_worker=2)
-    with Client(where) as client:
-        main(client, arguments.output, arguments.software)
+    with ExitStack() as stack:
+        where = arguments.scheduler or stack.enter_context(LocalCluster(n_workers=arguments.workers))
+        main(stack.enter_context(Client(where)), arguments.output, arguments.software)

@@ -23,26 +23,34 @@ class StayPlugin(SchedulerPlugin):  # type: ignore[misc] # mypy is not shown das
 
     def __init__(self, scheduler: Any) -> None:
         self._scheduler = scheduler
+        self._homes: dict[
+            Any, str
+        ] = {}  # of each array's key: the worker that made it. Whoever else has it has a handle
         self._restricted: set[Any] = set()  # keys of tasks
 
     def transition(self, key: Any, start: str, finish: str, *args: Any, **kwargs: Any) -> None:
         """Called by dask's scheduler for every step of every task, before it looks for a worker."""
-        if finish == "forgotten":
-            self._restricted.discard(key)
-        elif finish == "waiting":
-            self._restrict(self._scheduler.tasks[key])
-        elif finish == "memory" and self._scheduler.tasks[key].type == _TYPE:
-            for dependent in self._scheduler.tasks[key].dependents:
+        task = self._scheduler.tasks[key]
+        if finish == "memory" and task.type == _TYPE:
+            self._homes[key] = next(iter(task.who_has)).address
+            for dependent in task.dependents:
                 self._restrict(dependent)
+            return
+        self._homes.pop(key, None)
+        if finish == "waiting":
+            self._restrict(task)
+        elif finish == "forgotten":
+            self._restricted.discard(key)
+
+    def remove_worker(self, scheduler: Any, worker: str, *, stimulus_id: str, **kwargs: Any) -> None:
+        """Called when a worker has gone. One that was retired has left its keys to others: of arrays, handles."""
+        lost = [key for key, home in self._homes.items() if home == worker]
+        scheduler.transitions(dict.fromkeys(lost, "released"), stimulus_id=stimulus_id)
 
     def _restrict(self, task: Any) -> None:
-        holders = [
-            {worker.address for worker in needed.who_has}
-            for needed in task.dependencies
-            if needed.type == _TYPE and needed.who_has
-        ]
-        if holders:  # arrays of two workers are no task for anyone, as it says itself when it runs
-            task.worker_restrictions = set.intersection(*holders) or None
+        homes = {self._homes[needed.key] for needed in task.dependencies if needed.key in self._homes}
+        if homes:  # arrays of two workers are no task for anyone, as it says itself when it runs
+            task.worker_restrictions = homes if len(homes) == 1 else None
             self._restricted.add(task.key)
         elif task.key in self._restricted:  # they died with their worker, and come again elsewhere
             task.worker_restrictions = None
