@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -181,6 +182,18 @@ def test_what_is_forgotten_gives_its_memory_back(client: Any) -> None:
     assert set(client.run(memory_used).values()) == {4000}
     del arrays
     eventually(lambda: set(client.run(memory_used).values()) == {0})
+
+
+def test_the_example_runs(tmp_path: Path) -> None:
+    example = Path(__file__).parent.parent / "examples" / "distributed_volume.py"
+    picture = tmp_path / "volume.png"
+    options = ["--software"] if SOFTWARE else []
+    command = [sys.executable, example, *options, "--output", picture]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=80)
+    assert run.returncode == 0, run.stderr
+    assert "the same as NumPy's" in run.stdout
+    assert run.stdout.count(" chunks\n") == 2  # of each worker
+    assert picture.stat().st_size > 5000
 
 
 # -- places --
