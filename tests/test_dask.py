@@ -26,6 +26,7 @@ distributed = pytest.importorskip("distributed", reason="distributed is not inst
 import dask.array as da  # noqa: E402 - comes with it
 import psutil  # noqa: E402
 from distributed.protocol import pickle as distributed_pickle  # noqa: E402
+from distributed.protocol import serialize  # noqa: E402
 
 from aiostage.dask import (  # noqa: E402
     GpuArray,
@@ -39,6 +40,7 @@ from aiostage.dask import (  # noqa: E402
     fetch,
     upload,
 )
+from aiostage.dask.plugin import all_adapters  # noqa: E402
 
 pytestmark = pytest.mark.blocks_loop("dask's own loop is in this process too")
 
@@ -231,6 +233,8 @@ def test_elsewhere_an_array_is_a_handle(client: Any) -> None:
         asyncio.run(array.fetch())
     with pytest.raises(TypeError, match="cannot be pickled; fetch"):
         pickle.dumps(array)
+    with pytest.raises(TypeError, match="serialize"):  # as dask does before it writes a key to disk and drops it
+        serialize(array, on_error="raise")
 
 
 def test_there_is_no_ring_outside_of_tasks() -> None:
@@ -373,6 +377,7 @@ def test_what_blocks_stays_off_the_loop(inside: Callable[..., Any], monkeypatch:
     for name in ("create_buffer", "create_shader_module", "create_compute_pipeline"):
         watch(wgpu.backends.wgpu_native.GPUDevice, name)
     watch(wgpu.backends.wgpu_native.GPUBuffer, "map_sync")
+    all_adapters.cache_clear()
     client = inside()
     client.register_plugin(plugin())
     arrays = upload(client, [np.ones(64, np.float32)])

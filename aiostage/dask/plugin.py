@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import re
+import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -107,7 +109,8 @@ class RingPlugin(WorkerPlugin):  # type: ignore[misc] # mypy is not shown dask's
 
     def _open_device(self, worker: Any) -> Any:
         """In a thread: drivers take their time."""
-        adapters = wgpu.gpu.enumerate_adapters_sync()
+        with _lock:
+            adapters = all_adapters()
         if self._choose is None:
             adapter = choose_adapter(worker, adapters, self._software)
         else:
@@ -116,6 +119,16 @@ class RingPlugin(WorkerPlugin):  # type: ignore[misc] # mypy is not shown dask's
             raise LookupError("device() returned None")
         limits = {_BINDING: adapter.limits[_BINDING], **self._limits}
         return request_device(adapter, required_features=self._features, required_limits=limits)
+
+
+_lock = threading.Lock()
+
+
+@functools.cache
+def all_adapters() -> tuple[Any, ...]:
+    """What wgpu finds on this machine, once for the process: two threads that look for OpenGL's at a time, or one that
+    gives such a one back meanwhile, abort the process (wgpu-hal 29: "BadAccess"). Workers may be threads of one."""
+    return tuple(wgpu.gpu.enumerate_adapters_sync())
 
 
 def choose_adapter(worker: Any, adapters: Sequence[Any], software: bool = False) -> Any:

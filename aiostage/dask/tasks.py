@@ -60,7 +60,9 @@ def _submit(client: Any, name: str, function: Callable[..., Any], *args: Any, **
 def _as_future(client: Any, chunk: Any) -> Any:
     if hasattr(chunk, "__dask_graph__"):
         return client.compute(chunk)
-    return chunk if hasattr(chunk, "key") else client.scatter(chunk)
+    if hasattr(chunk, "key"):
+        return chunk
+    return client.scatter(chunk, hash=False)  # with a key of its own: that of equal data may be on its way out
 
 
 async def _upload(chunk: Any, texture: Mapping[str, Any] | None, usage: int | None) -> GpuArray:
