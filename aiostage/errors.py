@@ -16,6 +16,11 @@ import anyio
 class StagingError(Exception):
     """Base of everything that this library raises on its own account."""
 
+    def __reduce__(self) -> str | tuple[object, ...]:
+        return (
+            super().__reduce__()
+        )  # or tblib, by which dask sends errors, would make a MemoryError by its __new__ alone
+
 
 class AllocationTooLarge(StagingError, ValueError):
     """More bytes were asked for than one staging buffer has: waiting would never help."""

@@ -11,11 +11,13 @@ from aiostage.tools.cli import Parser, exit_status, require
 from . import machine
 
 NAMES = ("fences", "costs", "throughput", "lag", "textures", "files", "pools", "views", "atomic", "streams")
+ALONE = ("cluster",)
+"""Not among all: it starts processes, and needs dask."""
 
 
 def main() -> None:
     parser = Parser(prog="benchmarks", description="Measure aiostage and its peers, and print the figures.")
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"which ones: {', '.join(NAMES)}; or all")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"which ones: {', '.join(NAMES)}; or all; cluster")
     parser.add_argument("--quick", action="store_true", help="fewer repetitions; all of them in under two minutes")
     parser.add_argument("--uvloop", action="store_true", help="on uvloop in place of asyncio's own loop")
     machine.add_arguments(parser)
@@ -26,12 +28,14 @@ def main() -> None:
     names = NAMES if arguments.names == ["all"] else tuple(arguments.names)
     if not names:
         parser.error(f"which ones? {', '.join(NAMES)}; or all")
-    unknown = set(names) - set(NAMES)
+    unknown = set(names) - {*NAMES, *ALONE}
     if unknown:
         parser.error(f"no such benchmark: {', '.join(sorted(unknown))}; there are {', '.join(NAMES)}; or all")
     if len(names) > 1 and machine.is_file(arguments.out):
         parser.error(f"--out {arguments.out}: a file holds one benchmark's figures; name a directory for several")
     require("bench", {"psutil": "psutil"} | ({"uvloop": "uvloop"} if arguments.uvloop else {}))
+    if "cluster" in names:
+        require("dask", {"distributed": "distributed"})
     machine.check_out(arguments.out)
     runner = asyncio.run
     if arguments.uvloop:

@@ -30,6 +30,10 @@ EXAMPLES = {"memory_pool_demo": (), "compressed_texture_demo": (photos.bundled()
 """With the arguments of their `main`, but for the picture; `test_demo.py` has the third."""
 
 
+NEEDS = {"distributed.md": ("distributed", "pip install 'aiostage[dask]'")}
+"""What a page's blocks import beside the library; they have processes of their own, and need no loop."""
+
+
 def blocks(page: Path) -> list[str]:
     return re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
 
@@ -56,6 +60,11 @@ async def run_blocks(page: Path, namespace: dict[str, Any]) -> None:
 @pytest.mark.parametrize("loop", LOOPS)
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)], ids=lambda page: page.name)
 def test_a_page_runs_from_top_to_bottom_in_one_session(page: Path, loop: str) -> None:
+    if page.name in NEEDS:
+        needed, how = NEEDS[page.name]
+        pytest.importorskip(needed, reason=f"{needed} is not installed: {how}")
+        if loop != "asyncio":
+            pytest.skip("the page has no coroutine on this loop")
     anyio.run(run_blocks, page, {}, **LOOPS[loop])
 
 
