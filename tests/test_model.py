@@ -992,6 +992,8 @@ class Model:
             elif user.doing in ("submit", "stream"):
                 assert self.slots, "submit waits for nobody"
                 assert AVAILABLE not in self.ring.stats_nowait().buffer_states, "submit waits while a buffer is free"
+            elif user.doing == "write":
+                assert self.hopeless(), "a write waits for one before it to the same place, which does not wait"
             elif user.doing == "enter":
                 assert any(not frame.leaving for frame in self.frames), "a frame waits for frames that are over"
             else:
