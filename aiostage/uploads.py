@@ -174,6 +174,9 @@ async def write_now(engine: Engine, cut: Cut) -> Any:
     with engine.by_places(cut.destination) as staging, engine.turns.take(cut.destination):
         if cut.nbytes and not staging.may_begin():
             await waiting.until(engine, staging.may_begin)
+        is_small = cut.nbytes <= min(engine.inline_size, engine.buffer_size)
+        if is_small and not cut.is_stored and not isinstance(cut.pieces, Unread):
+            engine.staged(staging)  # in one breath: who comes later stands behind it in line
         filling = await write(engine, engine.uploads, cut.pieces, staging)
     return filling.fence or engine.timeline.insert()
 
