@@ -491,6 +491,15 @@ async def test_views_of_other_formats_work_or_are_refused_where_wgpu_has_none(op
         assert stream.texture.create_view(format="rgba8unorm-srgb") is not None
 
 
+async def test_views_of_formats_that_do_not_fit_are_refused(open_ring: Any) -> None:
+    file, ring = ktx2(37, (4, 4), [bytes(64)]), await open_ring()
+    assert textures.inspect(file, view_formats=["rgba8unorm-srgb", "rgba8unorm"]).format == "rgba8unorm"
+    with pytest.raises(UnsupportedTexture, match="not of bgra8unorm"):
+        textures.inspect(file, view_formats=["bgra8unorm"])
+    with pytest.raises(UnsupportedTexture, match="not of bgra8unorm"):
+        await textures.load(ring, file, view_formats=["bgra8unorm"])
+
+
 # -- what a file tells beside --
 
 

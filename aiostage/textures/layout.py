@@ -6,7 +6,7 @@ declares, and held against the length of the file, before a byte of content is r
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -149,6 +149,14 @@ class TextureInfo:
         levels = f"{len(self.levels)} level{'s' * (len(self.levels) > 1)}"
         made = f" (from {self.expanded_from})" if self.expanded_from else ""
         return f"{self.container}: {self.dimension} {self.format}{made}, {size}, {levels}{packed}, {self.nbytes} bytes"
+
+
+def check_views(format: str, view_formats: Iterable[str]) -> None:
+    """:raises UnsupportedTexture: a texture of this format has no views of one of those (WebGPU, "texture view format
+    compatible": they differ in "-srgb" alone)."""
+    for other in view_formats:
+        if other.removesuffix("-srgb") != format.removesuffix("-srgb"):
+            raise UnsupportedTexture(f"views of {format} are of it or of its sRGB or linear form, not of {other}")
 
 
 def _as_srgb(format: str, srgb: bool) -> str:

@@ -19,7 +19,7 @@ from ..waiting import wait_out
 from . import basis, dds, ktx2
 from .child import Child
 from .expand import bands, expanded
-from .layout import Level, TextureInfo
+from .layout import Level, TextureInfo, check_views
 from .names import FORMATS
 from .source import Source
 from .unpack import check_unpackable, read_level
@@ -36,7 +36,9 @@ _WORTH_A_READ = 64 * 1024
 _COPY_DST, _TEXTURE_BINDING = 0x2, 0x4
 
 
-def inspect(source: Any, *, srgb: bool | None = None, expand: bool = True) -> TextureInfo:
+def inspect(
+    source: Any, *, srgb: bool | None = None, view_formats: Sequence[str] = (), expand: bool = True
+) -> TextureInfo:
     """What a KTX2 or DDS file holds, and what `open` would make of it. Blocking; reads the header only.
 
     :param source: as for `open`, and so are the others.
@@ -47,6 +49,7 @@ def inspect(source: Any, *, srgb: bool | None = None, expand: bool = True) -> Te
     file = Source(source)
     try:
         info = _read(file).with_format(srgb, expand)
+        check_views(info.format, view_formats)
         check_unpackable(file, info)
         return info
     finally:
@@ -148,7 +151,8 @@ class TextureStream:
     ) -> None:
         self._ring = ring
         self._source = source
-        self._descriptor = {"label": label, "usage": usage | _COPY_DST, "view_formats": list(view_formats)}
+        self._view_formats = list(view_formats)
+        self._descriptor = {"label": label, "usage": usage | _COPY_DST, "view_formats": self._view_formats}
         self._srgb, self._expand = srgb, expand
         self._file: Source | None = None  # open, from entering the block to leaving it
         self._turn = anyio.Lock()
@@ -184,6 +188,7 @@ class TextureStream:
         # It keeps the file itself: a task that is cancelled meanwhile gets no result, but has the file to close.
         self._file, info = open_source(self._source, frozenset(self._ring.device.features), child)
         self.info = info.with_format(self._srgb, self._expand)
+        check_views(self.info.format, self._view_formats)
         check_unpackable(self._file, self.info)
 
     async def __aexit__(self, *exc_info: object) -> None:
