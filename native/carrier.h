@@ -138,7 +138,6 @@ typedef struct {  // what an upload reads
 uint64_t carrier_upload(carrier *, ring *, const carrier_piece *, uint32_t count, uint64_t most, const carrier_source *,
                         uint64_t epoch);
 block block_of_piece(const carrier_piece *, uint8_t *to, const uint8_t *data);  // of data in a file, NULL
-bool carrier_goes_to(carrier *, gpu_handle to);           // an upload that has not ended
 void carrier_cancel_upload(carrier *, uint64_t upload);  // of what has not begun; of one that was taken nothing is left
 void *carrier_take_upload(carrier *, uint64_t upload);   // → its owner; of one whose end was taken
 void carrier_poll_soon(carrier *);

@@ -410,13 +410,6 @@ static PyObject *Carrier_upload_known(PyObject *self, PyObject *const *args, Py_
     return upload ? PyLong_FromUnsignedLongLong(upload) : PyLong_FromLong(STALE);
 }
 
-static PyObject *Carrier_goes_to(PyObject *self, PyObject *number) {
-    SELF;
-    gpu_handle to;
-    if (!address_of(number, &to)) return NULL;
-    return PyBool_FromLong(carrier_goes_to(c, to));
-}
-
 static PyObject *Carrier_cancel_upload(PyObject *self, PyObject *number) {
     SELF;
     unsigned long long upload = PyLong_AsUnsignedLongLong(number);
@@ -524,7 +517,6 @@ static PyMethodDef Carrier_methods[] = {
     {"upload_known", (PyCFunction)(void (*)(void))Carrier_upload_known, METH_FASTCALL,
      "(ring, buffer, offset, data, types, least, most) → upload, of more bytes than `least`. 0: Python decides. STALE: it\n"
      "is to find out whether the buffer is usable still."},
-    {"goes_to", Carrier_goes_to, METH_O, "Whether an upload to this handle has not ended."},
     {"cancel_upload", Carrier_cancel_upload, METH_O, "Begin no more of it."},
     {"depart", Carrier_depart, METH_VARARGS,
      "(lane, is urgent, is mark, buffers, copies, command buffers, jobs, epoch) → serial; 0: something is gone since the epoch."},

@@ -455,14 +455,6 @@ uint64_t carrier_upload(carrier *c, ring *r, const carrier_piece *pieces, uint32
     return number;
 }
 
-bool carrier_goes_to(carrier *c, gpu_handle to) {
-    bool found = false;
-    mutex_lock(&c->lock);
-    for (const upload *u = c->uploads; u && !found; u = u->after) found = u->to == to && u->ended < u->count;
-    mutex_unlock(&c->lock);
-    return found;
-}
-
 void carrier_cancel_upload(carrier *c, uint64_t number) {
     mutex_lock(&c->lock);
     upload *u = find_upload(c, number);

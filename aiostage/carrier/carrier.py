@@ -25,9 +25,9 @@ from .departure import Departure, Source, copy_at, pack, pack_pieces, pack_run
 Ended = Callable[[int, BaseException | None], object]
 """Called on the loop with a job and what went wrong with it, or None."""
 
-UploadEnded = Callable[[Any, int, float, "Any"], object]
-"""Called on the loop with the serial of its last submit (0: there was none), how many seconds ago that was made, and
-why not all of it was submitted, or None."""
+UploadEnded = Callable[[Any, int, float, Any], object]
+"""Called on the loop with what was given as the upload, the serial of its last submit (0: there was none), how many
+seconds ago that was made, and why not all of it was submitted, or None."""
 
 _ALL = 1 << 30
 _AT_ONCE = 2
@@ -236,13 +236,8 @@ class Carrier:
             number = self._native.upload_known(ring, buffer, offset, data, _CERTAIN, least, most)
         if number:
             self._uploads[number] = (buffer, offset, data), upload, ended
-            if exits.over:
-                self._go_on()
+            self._go_on()
         return number
-
-    def goes_to(self, destination: Any) -> bool:
-        """Whether an upload to it has not ended."""
-        return self._native.goes_to(self._device.handle(destination))
 
     def _post(self, ring: int, whole: Whole, most: int, epoch: int) -> int:
         array, part = whole.array, whole.parts[0]

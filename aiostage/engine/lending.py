@@ -100,7 +100,7 @@ class Lending:
 
     def goes_to(self, destination: Any) -> bool:
         """Whether one is on its way there, which later ones must not overtake."""
-        return bool(self.uploads) and self._carrier.goes_to(destination)
+        return any(upload.destination is destination for upload in self.uploads)
 
     def going_to(self, destination: Any) -> list[Upload]:
         """Those of this ring that are."""
