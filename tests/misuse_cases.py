@@ -15,6 +15,7 @@ import os
 import resource
 import signal
 import sys
+import tempfile
 import threading
 import time
 import warnings
@@ -30,7 +31,8 @@ import wgpu
 from wgpu.backends.wgpu_native.extras import set_instance_extras
 
 import aiostage
-from aiostage import KiB, MiB, memory
+from aiostage import KiB, MiB, memory, streams
+from aiostage.streams import sources
 
 LOOPS: dict[str, dict[str, Any]] = {
     "asyncio": {"backend": "asyncio"},
@@ -1816,6 +1818,178 @@ def manager_out_of_order(box: Sandbox) -> None:
         manager.call(box.assert_works)
     with raises(RingClosed, "closed"):
         manager.upload(box.buffer(), bytes(4))
+
+
+# -- Streams --
+
+GROUP = "Queues, feeds and files, `aiostage.streams`"
+
+
+@case(
+    GROUP,
+    "A queue is used before its block, after it, entered twice, or with numbers that make no sense",
+    "`QueueClosed`, `ValueError`, `TypeError`",
+)
+async def queue_out_of_order(box: Sandbox) -> None:
+    async with box.ring() as ring:
+        for wrong in (0, -1, 2.5, "much"):
+            with raises((ValueError, TypeError), "bytes_per_frame"):
+                streams.UploadQueue(ring, wrong)  # type: ignore[arg-type]
+        queue = streams.UploadQueue(ring)
+        with raises(aiostage.QueueClosed, "async with"):
+            queue.write_buffer(box.buffer(), 0, bytes(4))
+        async with queue:
+            with raises(aiostage.QueueClosed, "once"):
+                await queue.__aenter__()
+            with raises(ValueError, "None is no tag"):
+                queue.cancel(None)
+        with raises(aiostage.QueueClosed, "async with"):
+            queue.write_buffer(box.buffer(), 0, bytes(4))
+        await box.assert_works(ring)
+
+
+@case(
+    GROUP,
+    "An upload of a queue is garbage, its loader raises or returns garbage",
+    "its own error, from awaiting it; the others arrive",
+)
+async def queued_garbage(box: Sandbox) -> None:
+    def no_tile() -> bytes:
+        raise FileNotFoundError("no such tile")
+
+    async with box.ring() as ring, streams.UploadQueue(ring) as queue:
+        buffer = box.buffer()
+        bad: list[tuple[type[Exception], streams.Upload]] = [
+            (TypeError, queue.write_buffer(buffer, 0, None)),
+            (TypeError, queue.write_buffer(buffer, 0, lambda: "text")),
+            (FileNotFoundError, queue.write_buffer(buffer, 0, no_tile)),
+            (InvalidCopy, queue.write_buffer(None, 0, bytes(4))),
+            (InvalidCopy, queue.write_buffer(buffer, 1 << 40, bytes(4))),
+            (InvalidCopy, queue.write_texture({}, np.zeros((4, 4, 4), np.uint8))),
+        ]
+        good = queue.write_buffer(buffer, 4, lambda: b"good")
+        for expected, upload in bad:
+            with raises(expected):
+                await upload
+        await (await good)
+        assert holds(buffer, b"good", 4)
+        await box.assert_works(ring)
+
+
+@case(GROUP, "A queue is used on another loop or in another thread", "`WrongLoop`; it works on")
+async def queue_in_another_thread(box: Sandbox) -> None:
+    async with box.ring() as ring, streams.UploadQueue(ring) as queue:
+        buffer = box.buffer()
+
+        def elsewhere() -> None:
+            with raises(WrongLoop):
+                queue.write_buffer(buffer, 0, bytes(4))
+            with raises(WrongLoop):
+                queue.clear()
+
+        await anyio.to_thread.run_sync(elsewhere)
+        await queue.write_buffer(buffer, 0, b"here")
+        await box.assert_works(ring)
+
+
+@case(GROUP, "A queue of another ring is given to a frame", "`ValueError`")
+async def queue_of_another_ring(box: Sandbox) -> None:
+    async with box.ring() as ring, box.ring() as other, streams.UploadQueue(other) as queue:
+        with raises(ValueError, "another ring"):
+            async with ring.frame(uploads=queue):
+                pass
+        await box.assert_works(ring)
+
+
+@case(
+    GROUP,
+    "A destination is destroyed while its upload waits, or its ring closed or device destroyed",
+    "`InvalidCopy` in that upload; `RingClosed` or `DeviceLost` in all",
+)
+async def queue_loses_what_it_stands_on(box: Sandbox) -> None:
+    async with box.ring() as ring, streams.UploadQueue(ring, 1024, idle_after=None) as queue:
+        doomed, buffer = box.buffer(), box.buffer()
+        lost, kept = queue.write_buffer(doomed, 0, bytes(4)), queue.write_buffer(buffer, 0, b"kept")
+        doomed.destroy()
+        async with ring.frame(uploads=queue):
+            pass
+        with raises(InvalidCopy, "destroyed"):
+            await lost
+        await (await kept)
+        assert holds(buffer, b"kept")
+        waits = queue.write_buffer(buffer, 0, bytes(4))
+        await ring.aclose()
+        with raises(RingClosed):
+            await waits
+    async with box.ring() as ring, streams.UploadQueue(ring, 1024, idle_after=None) as queue:
+        waits = queue.write_buffer(buffer, 0, bytes(4))
+        box.device.destroy()
+        with raises(DeviceLost):
+            async with ring.frame(uploads=queue):
+                pass
+        with raises(DeviceLost):
+            await waits
+
+
+@case(
+    GROUP,
+    "A feed's source or `write` raises, is no iterator, or no coroutine function",
+    "that error, once, with the item named; `TypeError`; the ring works on",
+)
+async def feeds_gone_wrong(box: Sandbox) -> None:
+    async with box.ring() as ring:
+        buffer = box.buffer()
+
+        async def bad(item: int) -> None:
+            await ring.write_buffer(buffer, 0, bytes(4))
+            if item == 3:
+                raise KeyError("three")
+
+        with raises(KeyError, "three"):
+            await streams.feed(ring, range(10), bad)
+        with raises(TypeError):
+            await streams.feed(ring, 7, bad)  # type: ignore[arg-type]
+        with raises(TypeError):
+            await streams.feed(ring, range(10), lambda item: None)  # type: ignore[arg-type, return-value]
+        with raises(ValueError, "limit"):
+            await streams.feed(ring, range(10), bad, limit=0)
+        await box.assert_works(ring)
+
+
+@case(
+    GROUP,
+    "A range of a file is not in it, the file is missing, a folder, or gets shorter meanwhile",
+    "`ValueError`, `OSError`, `EOFError`; nobody else's upload is touched",
+)
+async def files_gone_wrong(box: Sandbox) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "points.bin")
+        path.write_bytes(bytes(1000))
+        for offset, size in ((-1, 4), (0, 1001), (1 << 70, 4)):
+            with raises((ValueError, OverflowError)):
+                sources.file(path, offset, size)
+        with raises(FileNotFoundError):
+            sources.file(Path(folder, "none"))
+        with raises((IsADirectoryError, ValueError)):
+            sources.file(folder)
+        async with box.ring() as ring:
+            buffer = box.buffer()
+            data = sources.file(path)
+            os.truncate(path, 100)
+            with raises(EOFError, "points.bin"):
+                await ring.write_buffer(buffer, 0, data)
+            await box.assert_works(ring)
+
+
+@case(GROUP, "The interpreter exits with a queue open and loaders running", "it exits, with status 0")
+async def exit_with_a_queue(box: Sandbox) -> None:
+    ring = box.ring()
+    await ring.open()
+    queue = streams.UploadQueue(ring)
+    await queue.__aenter__()
+    for _ in range(20):
+        queue.write_buffer(box.buffer(), 0, lambda: bytes(1024))
+    await asyncio.sleep(0)
 
 
 # -- Running --
