@@ -1,5 +1,5 @@
-"""Parts of a file to the GPU: by the carrier's threads, through a memory map, and read into the view of a slot; from
-the page cache, and from the disk."""
+"""Parts of a file to the GPU: by the carrier's threads, through a memory map by this library and by wgpu itself, and read
+into the view of a slot; from the page cache, and from the disk."""
 
 from __future__ import annotations
 
@@ -26,7 +26,12 @@ from .throughput import COROUTINES
 MiB = aiostage.MiB
 SIZES = (1 * MiB, 4 * MiB, 16 * MiB)
 
-NAMES = ("a range of the file", "np.memmap and write_buffer", "readinto a slot's view")
+NAMES = (
+    "a range of the file",
+    "np.memmap and ring.write_buffer",
+    "np.memmap and queue.write_buffer, in threads",
+    "readinto a slot's view",
+)
 
 Way = Callable[[Any, int, int], Awaitable[Any]]
 
@@ -120,13 +125,21 @@ class Ways:
         self._file = path.open("rb", buffering=0)
         self._map = np.memmap(path, np.uint8, "r")  # whose pages are not there yet
         self._range = FileRange(path)
-        self.ways: dict[str, Way] = dict(zip(NAMES, (self.by_range, self.by_map, self.by_slots), strict=True))
+        ways = (self.by_range, self.by_map, self.by_queue, self.by_slots)
+        self.ways: dict[str, Way] = dict(zip(NAMES, ways, strict=True))
 
     async def by_range(self, target: Any, offset: int, part: int) -> Any:
         return await self._ring.write_buffer(target, 0, self._range.part(offset, part))
 
     async def by_map(self, target: Any, offset: int, part: int) -> Any:
         return await self._ring.write_buffer(target, 0, self._map[offset : offset + part])
+
+    async def by_queue(self, target: Any, offset: int, part: int) -> Any:
+        """wgpu keeps what was written until the next submit, and only with that has the GPU copy it."""
+        loop, queue = asyncio.get_running_loop(), self._ring.device.queue
+        data = self._map[offset : offset + part]
+        await loop.run_in_executor(self._threads, queue.write_buffer, target, 0, data)
+        return await self._ring.submit()
 
     async def by_slots(self, target: Any, offset: int, part: int) -> Any:
         """In pieces of the size of a staging buffer."""
