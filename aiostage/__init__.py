@@ -4,11 +4,13 @@ Start at `StagingRing`.
 """
 
 from . import _compiled  # noqa: F401 - says what helps, where the compiled part is for another Python
+from .advice import Advice, AdviceKind
 from .allocation import Allocation
 from .batch import Batch, Frame
 from .budget import KiB, MemoryBudget, MiB
 from .devices import request_device
 from .engine.buffer import StagingBuffer
+from .engine.views import StagedArray
 from .errors import (
     AllocationClosed,
     AllocationTooLarge,
@@ -42,6 +44,8 @@ from .stats import BufferState, StagingStats
 __version__ = "0.1.0"
 
 __all__ = [
+    "Advice",
+    "AdviceKind",
     "Allocation",
     "AllocationClosed",
     "AllocationTooLarge",
@@ -68,6 +72,7 @@ __all__ = [
     "RangeReleased",
     "RangesStillAlive",
     "RingClosed",
+    "StagedArray",
     "StagingBuffer",
     "StagingError",
     "StagingRing",

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import wgpu
 
 from .data.copies import (
     BufferCopy,
     BufferSlice,
     Copy,
     TextureCopy,
+    as_extent,
     check_buffer_copy,
     check_source,
     footprint,
@@ -29,6 +31,7 @@ from .engine.engine import Engine
 from .engine.relays import record
 from .engine.views import StagedArray, Views
 from .errors import AllocationClosed, InvalidCopy, ViewStillAlive
+from .typing import BufferDestination, DataLayout, Extent, TextureDestination
 
 
 class TexelLayout(NamedTuple):
@@ -119,12 +122,12 @@ class Allocation:
 
     def copy_to_buffer(
         self,
-        buffer: Any,
+        buffer: BufferDestination,
         buffer_offset: int = 0,
         *,
         data_offset: int = 0,
         size: int | None = None,
-        encoder: Any = None,
+        encoder: wgpu.GPUCommandEncoder | None = None,
     ) -> None:
         """Copy `size` bytes (default: the rest) from `data_offset` on to `buffer_offset` of a GPUBuffer or a pool's
         range.
@@ -146,11 +149,11 @@ class Allocation:
 
     def copy_to_texture(
         self,
-        destination: Mapping[str, Any],
-        data_layout: Mapping[str, int] | None = None,
-        size: Any = None,
+        destination: TextureDestination,
+        data_layout: DataLayout | None = None,
+        size: Extent | None = None,
         *,
-        encoder: Any = None,
+        encoder: wgpu.GPUCommandEncoder | None = None,
     ) -> None:
         """Copy texels to a region of a texture; the arguments are those of wgpu's `copy_buffer_to_texture`.
 
@@ -269,17 +272,15 @@ class Allocation:
         self._engine.check()
 
 
-def texel_layout(size: Any, format: str, aspect: str = "all") -> TexelLayout:
+def texel_layout(size: Extent, format: str, aspect: str = "all") -> TexelLayout:
     """The layout of `size` texels of a format in staging memory, rows padded to 256 bytes.
 
     :raises ValueError: the format or aspect cannot be written by a copy, or the size is not positive.
     """
     block = texel_block(format, aspect)
-    extents = [int(n) for n in (size.values() if isinstance(size, Mapping) else size)]
-    extents += [1] * (3 - len(extents))
-    if len(extents) != 3 or min(extents) <= 0:
+    width, height, layers = extent = as_extent(size)
+    if min(extent) == 0:
         raise ValueError(f"size must be one to three positive numbers, not {size!r}")
-    width, height, layers = extents
     columns, rows = -(-width // block.width), -(-height // block.height)
     stride = padded_row(columns * block.nbytes)
     plain = numpy_layout(format)

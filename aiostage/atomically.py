@@ -35,7 +35,7 @@ async def write_buffer(
 
 
 async def write_texture(
-    engine: Engine, destination: Mapping[str, Any], data: Any, data_layout: Mapping[str, int] | None, size: Any
+    engine: Engine, destination: Mapping[str, Any], data: Any, data_layout: Mapping[str, Any] | None, size: Any
 ) -> Any:
     """The same with texels."""
     texels = await uploads.texels_of(engine, destination, data, data_layout, size)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import chain, islice
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
+import wgpu
 from anyio.lowlevel import checkpoint
 
 from . import waiting
@@ -22,6 +24,7 @@ from .fences import Fence
 from .guests import Guests, Uploads
 from .native import Plan
 from .threads import run_sync
+from .typing import BufferDestination, Data, DataLayout, Extent, TextureDestination
 from .uploads import Filling, cut_bytes, cut_texels, put, write
 from .writes import (
     MOST_AT_ONCE,
@@ -61,7 +64,7 @@ class Batch:
         return self._fence
 
     async def write_buffer(
-        self, buffer: Any, buffer_offset: int, data: Any, data_offset: int = 0, size: int | None = None
+        self, buffer: BufferDestination, buffer_offset: int, data: Data, data_offset: int = 0, size: int | None = None
     ) -> None:
         """Like `StagingRing.write_buffer`, submitted with the batch. On return `data` may be reused."""
         lacking = self._writes.buffer(buffer, buffer_offset, data, data_offset, size)
@@ -77,7 +80,7 @@ class Batch:
             await write(self._engine, self._lane, cut.pieces)
         know_buffer(self._engine, buffer, data)
 
-    async def write_buffers(self, buffer: Any, offsets: Any, data: Any) -> None:
+    async def write_buffers(self, buffer: BufferDestination, offsets: npt.ArrayLike, data: Data) -> None:
         """Write `data[i]` to `offsets[i]` of a GPUBuffer or pool's range, for every i in order: as `write_buffer` does,
         at a fraction of the cost. On return `data` may be reused.
 
@@ -104,10 +107,10 @@ class Batch:
 
     async def write_texture(
         self,
-        destination: Mapping[str, Any],
-        data: Any,
-        data_layout: Mapping[str, int] | None = None,
-        size: Any = None,
+        destination: TextureDestination,
+        data: Data,
+        data_layout: DataLayout | None = None,
+        size: Extent | None = None,
     ) -> None:
         """Like `StagingRing.write_texture`, submitted with the batch. On return `data` may be reused."""
         lacking = self._writes.texture(destination, data, data_layout, size)
@@ -119,7 +122,7 @@ class Batch:
         if lacking:
             await write(self._engine, self._lane, await self._cut_texels(destination, data, data_layout, size))
 
-    async def write_textures(self, destinations: Sequence[Mapping[str, Any]], data: Any) -> None:
+    async def write_textures(self, destinations: Sequence[TextureDestination], data: Sequence[Data] | Data) -> None:
         """Write `data[i]` to `destinations[i]`, for every i in order: as `write_texture` does, at a
         fraction of the cost. On return `data` may be reused.
 
@@ -240,7 +243,7 @@ class Frame(Batch):
         self._encoder: Any = None
 
     @property
-    def encoder(self) -> Any:
+    def encoder(self) -> wgpu.GPUCommandEncoder:
         """A GPUCommandEncoder for the frame's passes. Leave its `finish` and submission to the frame."""
         self._check()
         if self._encoder is None:

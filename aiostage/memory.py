@@ -225,13 +225,12 @@ class StagingRingManager:
             await portal.stop(cancel_remaining=True)  # who waits for something else is not waited for
 
 
-async def _upload(
-    ring: StagingRing, destination: Any, data: Any, offset: int, data_layout: Mapping[str, int] | None, size: Any
-) -> int:
+async def _upload(ring: StagingRing, destination: Any, data: Any, offset: int, data_layout: Any, size: Any) -> int:
     if connect(ring.device).is_resource(destination, "texture"):
         destination = {"texture": destination}
     if isinstance(destination, Mapping):
-        fence = await ring.write_texture(destination, data, data_layout, size)
+        place: Any = destination
+        fence = await ring.write_texture(place, data, data_layout, size)
     else:
         fence = await ring.write_buffer(destination, offset, data, 0, size)
     return fence.value

@@ -8,11 +8,12 @@ import operator
 import os
 import warnings
 import weakref
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import anyio
 import numpy as np
+import wgpu
 
 from . import atomically, uploads, waiting
 from .allocation import Allocation, TexelLayout, texel_layout
@@ -25,6 +26,7 @@ from .errors import AllocationTooLarge, DeviceLost, FenceTimeout, OutOfMemory, R
 from .fences import Fence, FenceTracker
 from .stats import StagingStats, snapshot
 from .threads import run_now
+from .typing import BufferDestination, Data, DataLayout, Extent, TextureDestination
 
 if TYPE_CHECKING:
     from .advice import Advice
@@ -76,7 +78,7 @@ class StagingRing:
 
     def __init__(
         self,
-        device: Any,
+        device: wgpu.GPUDevice,
         ring_count: int | None = None,
         buffer_size: int | None = None,
         *,
@@ -280,7 +282,7 @@ class StagingRing:
             pass
         return await self._wait_for(size, math.lcm(4, alignment))
 
-    async def allocate_texture(self, size: Any, format: str, *, aspect: str = "all") -> Allocation:
+    async def allocate_texture(self, size: Extent, format: str, *, aspect: str = "all") -> Allocation:
         """Staging memory for `size` texels (width, height, depth or layers), rows padded as copies demand.
 
         `slot.array()` has the padded row stride in its strides. Block-compressed formats have one element of
@@ -315,7 +317,7 @@ class StagingRing:
 
     # -- submitting --
 
-    async def submit(self, command_buffers: Sequence[Any] = ()) -> Fence:
+    async def submit(self, command_buffers: Sequence[wgpu.GPUCommandBuffer] = ()) -> Fence:
         """Submit the copies committed so far, then `command_buffers`, in one queue submit.
 
         Suspends while such a copy shares its staging buffer with an allocation that is still open and no other buffer
@@ -338,7 +340,7 @@ class StagingRing:
         fence: Fence = submission.fence
         return fence
 
-    def submit_nowait(self, command_buffers: Sequence[Any] = ()) -> Fence:
+    def submit_nowait(self, command_buffers: Sequence[wgpu.GPUCommandBuffer] = ()) -> Fence:
         """Like `submit`. :raises anyio.WouldBlock: a copy's buffer still has an open allocation."""
         engine = self._engine
         engine.check()
@@ -398,9 +400,9 @@ class StagingRing:
 
     async def write_buffer(
         self,
-        buffer: Any,
+        buffer: BufferDestination,
         buffer_offset: int,
-        data: Any,
+        data: Data,
         data_offset: int = 0,
         size: int | None = None,
         *,
@@ -441,10 +443,10 @@ class StagingRing:
 
     async def write_texture(
         self,
-        destination: Mapping[str, Any],
-        data: Any,
-        data_layout: Mapping[str, int] | None = None,
-        size: Any = None,
+        destination: TextureDestination,
+        data: Data,
+        data_layout: DataLayout | None = None,
+        size: Extent | None = None,
         *,
         atomic: bool = False,
     ) -> Fence:

@@ -55,7 +55,7 @@ async def content_of(
 
 
 async def cut_texels(
-    engine: Engine, destination: Mapping[str, Any], data: Any, data_layout: Mapping[str, int] | None, size: Any
+    engine: Engine, destination: Mapping[str, Any], data: Any, data_layout: Mapping[str, Any] | None, size: Any
 ) -> Cut:
     """Likewise the pieces of texels."""
     if data_layout is None and is_lazy(data) and is_indexed(data):
@@ -68,7 +68,7 @@ async def cut_texels(
 
 
 async def texels_of(
-    engine: Engine, destination: Mapping[str, Any], data: Any, data_layout: Mapping[str, int] | None, size: Any
+    engine: Engine, destination: Mapping[str, Any], data: Any, data_layout: Mapping[str, Any] | None, size: Any
 ) -> Texels:
     """The same in one."""
     if is_lazy(data):

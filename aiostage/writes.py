@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from .data.formats import is_depth_stencil
 from .data.pieces import Piece
 from .engine.engine import Engine
 from .errors import InvalidCopy
+from .typing import TextureDestination
 
 MOST_AT_ONCE = 1024 * 1024
 """Bytes that are copied on the loop before others have their turn: some 0.1 ms."""
@@ -97,7 +98,7 @@ def at_index(error: InvalidCopy | TypeError, index: int) -> InvalidCopy | TypeEr
     return type(error)(f"write {index}: {error}")
 
 
-def as_pieces(destinations: Any, data: Any) -> tuple[list[Mapping[str, Any]], Any]:
+def as_pieces(destinations: Any, data: Any) -> tuple[list[TextureDestination], Any]:
     """Destinations, and as many data: a list of them, or an array that is C-contiguous. :raises InvalidCopy:"""
     places = list(destinations)
     pieces: Any

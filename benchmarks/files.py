@@ -1,5 +1,5 @@
-"""Parts of a file to the GPU: by the carrier's threads, through a memory map by this library and by wgpu itself, and read
-into the view of a slot; from the page cache, and from the disk."""
+"""Parts of a file to the GPU: by the carrier's threads, through a memory map by this library and by wgpu itself, and
+read into the view of a slot; from the page cache, and from the disk."""
 
 from __future__ import annotations
 

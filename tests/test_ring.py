@@ -79,6 +79,17 @@ async def test_more_than_a_buffer_is_too_large_and_nonsense_is_a_value_error(sim
     (await ring.allocate(1024, alignment=256)).abandon()
 
 
+async def test_the_size_of_a_texture_goes_by_its_names(simulated_ring: OpenRing) -> None:
+    ring = await simulated_ring(buffer_size=4096)
+    size: Any
+    for size in ((5, 3), [5, 3, 1], {"height": 3, "width": 5}, {"depth_or_array_layers": 1, "height": 3, "width": 5}):
+        with await ring.allocate_texture(size, "rgba8unorm") as slot:
+            assert slot.array().shape == (3, 5, 4)
+    for size in ({"w": 5}, {"width": 5, "depth": 2}):
+        with pytest.raises(aiostage.InvalidCopy, match="size has width, height, depth_or_array_layers"):
+            await ring.allocate_texture(size, "rgba8unorm")
+
+
 @pytest.mark.parametrize(
     "options", [{"ring_count": 0}, {"ring_count": True}, {"buffer_size": -4}, {"buffer_size": 1022}, {"threads": 0}]
 )

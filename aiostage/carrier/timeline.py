@@ -12,6 +12,8 @@ from functools import partial
 from typing import Any, ClassVar, Generic, Self, TypeVar
 from weakref import WeakMethod, WeakValueDictionary, finalize
 
+import wgpu
+
 from ..errors import DeviceLost, StagingError
 from ..events import DEBUG, event, logger
 from ..exits import holding
@@ -95,7 +97,7 @@ class Timeline(Generic[S]):
     _timelines: ClassVar[WeakValueDictionary[tuple[int, int], Any]] = WeakValueDictionary()
     _counting = threading.RLock()  # held to change anybody's _users: what is never closed is collected in any thread
 
-    def __init__(self, device: Any) -> None:
+    def __init__(self, device: wgpu.GPUDevice) -> None:
         self.native: Native = connect(device)
         self.port = LoopPort()
         self._pending: deque[S] = deque()  # in the order of their values
@@ -115,7 +117,7 @@ class Timeline(Generic[S]):
         self._end.atexit = False
 
     @classmethod
-    def shared(cls, device: Any) -> Self:
+    def shared(cls, device: wgpu.GPUDevice) -> Self:
         """The tracker that this loop's rings on this device share; each must `close` it once."""
         native, port = connect(device), LoopPort()
         key = id(native), id(port.loop)

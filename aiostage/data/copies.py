@@ -269,7 +269,7 @@ def resolve_region(destination: Mapping[str, Any], size: Any, owner: Any) -> Tex
 def region_of(destination: Destination, size: Any) -> TextureRegion:
     """The region of `size` texels of a resolved destination. :raises InvalidCopy:"""
     texture, mip_level, origin, aspect, block = destination
-    region = TextureRegion(texture, mip_level, aspect, origin, _triple(size, "size", _EXTENT_KEYS, 1), block)
+    region = TextureRegion(texture, mip_level, aspect, origin, as_extent(size), block)
     _check_region(region)
     return region
 
@@ -359,6 +359,11 @@ def _check_destination(resource: Any, kind: str, usage: int, usage_name: str, ow
 
 _EXTENT_KEYS = ("width", "height", "depth_or_array_layers")
 _ORIGIN_KEYS = ("x", "y", "z")
+
+
+def as_extent(size: Any) -> Triple:
+    """(width, height, depth or array layers) of wgpu's `size`: one to three numbers, or a dict. :raises InvalidCopy:"""
+    return _triple(size, "size", _EXTENT_KEYS, 1)
 
 
 def pop_layout(layout: dict[str, Any], row: int, rows: int) -> Triple:

@@ -190,7 +190,7 @@ class Texels(NamedTuple):
 
 
 def texels_of(
-    owner: Any, destination: Mapping[str, Any], data: Any, data_layout: Mapping[str, int] | None, size: Any
+    owner: Any, destination: Mapping[str, Any], data: Any, data_layout: Mapping[str, Any] | None, size: Any
 ) -> Texels:
     """The texel blocks of `data`, and where they go. :raises InvalidCopy:"""
     resolved = resolve_destination(destination, owner)

@@ -24,6 +24,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
+import wgpu
+
 from ..budget import MemoryBudget, MiB, default_budget
 from ..data.copies import BufferCopy, BufferSlice
 from ..errors import AllocationTooLarge, PoolClosed, RangeReleased, RangesStillAlive
@@ -84,7 +86,7 @@ class Pin(BufferSlice):
     def __init__(self, pinned: BufferRange) -> None:
         self._range: BufferRange | None = pinned
         block, start, _ = pinned._place
-        self.buffer: Any = block.handle
+        self.buffer: wgpu.GPUBuffer = block.handle
         self.offset: int = start * pinned._pool.alignment
         self.size: int = pinned.size
 
@@ -138,7 +140,7 @@ class BufferRange(BufferSlice):
         self._round = pool._round  # of defragmentation, in which somebody last asked where it is
 
     @property
-    def buffer(self) -> Any:
+    def buffer(self) -> wgpu.GPUBuffer:
         """The GPUBuffer that it lies in now. Without a pin, ask again after each `await`.
 
         :raises RangeReleased, PoolClosed:
@@ -346,7 +348,7 @@ class BufferPool:
 
     def __init__(
         self,
-        device: Any,
+        device: wgpu.GPUDevice,
         usage: int,
         *,
         block_size: int = 32 * MiB,

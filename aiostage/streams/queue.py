@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 import time
-from collections.abc import Awaitable, Callable, Hashable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Hashable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ from ..errors import DeviceLost, InvalidCopy, QueueClosed, RingClosed, StagingEr
 from ..fences import Fence
 from ..loop import LoopPort
 from ..threads import run_sync
+from ..typing import BufferDestination, Data, DataLayout, Extent, Loader, TextureDestination
 from .checks import positive
 from .line import Line, next_of, take_of
 from .upload import Upload
@@ -135,9 +136,9 @@ class UploadQueue:
 
     def write_buffer(
         self,
-        buffer: Any,
+        buffer: BufferDestination,
         offset: int,
-        data: Any,
+        data: Data | Loader,
         *,
         priority: float = 0,
         tag: Hashable = None,
@@ -158,14 +159,14 @@ class UploadQueue:
 
     def write_texture(
         self,
-        destination: Mapping[str, Any],
-        data: Any,
+        destination: TextureDestination,
+        data: Data | Loader,
         *,
         priority: float = 0,
         tag: Hashable = None,
         nbytes: int = 0,
-        data_layout: Mapping[str, int] | None = None,
-        size: Any = None,
+        data_layout: DataLayout | None = None,
+        size: Extent | None = None,
     ) -> Upload:
         """Queue what `StagingRing.write_texture` would write: texels, an array whose shape says which, or bytes with
         `data_layout` and `size`; or a loader. Otherwise like `write_buffer`."""

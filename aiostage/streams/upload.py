@@ -64,7 +64,7 @@ class Upload(Waiting):
         number: int,
         destination: Any,
         offset: int | None,
-        layout: Mapping[str, int] | None,
+        layout: Mapping[str, Any] | None,
         size: Any,
         data: Any,
         priority: float,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 import numpy as np
+import wgpu
 
 from ..data.files import FileRange
 from ..data.formats import required_feature, texel_block
@@ -15,6 +16,7 @@ from ..errors import InvalidTexture, UnsupportedTexture, afresh
 from ..fences import Fence
 from ..gpu.device import connect
 from ..threads import run_sync
+from ..typing import TextureDestination, TextureFile
 from ..waiting import wait_out
 from . import basis, dds, ktx2
 from .child import Child
@@ -37,7 +39,7 @@ _COPY_DST, _TEXTURE_BINDING = 0x2, 0x4
 
 
 def inspect(
-    source: Any, *, srgb: bool | None = None, view_formats: Sequence[str] = (), expand: bool = True
+    source: TextureFile, *, srgb: bool | None = None, view_formats: Sequence[str] = (), expand: bool = True
 ) -> TextureInfo:
     """What a KTX2 or DDS file holds, and what `open` would make of it. Blocking; reads the header only.
 
@@ -56,7 +58,7 @@ def inspect(
         file.close()
 
 
-def support(device: Any) -> tuple[str, ...]:
+def support(device: wgpu.GPUDevice | wgpu.GPUAdapter) -> tuple[str, ...]:
     """The texture formats, by WebGPU's names, that can be read from a file and sampled on this device.
 
     :param device: a GPUDevice. A GPUAdapter gives what a device would take that requests all the adapter's features.
@@ -66,7 +68,7 @@ def support(device: Any) -> tuple[str, ...]:
 
 def open(
     ring: StagingRing,
-    source: Any,
+    source: TextureFile,
     *,
     usage: int = _TEXTURE_BINDING,
     label: str = "",
@@ -100,7 +102,7 @@ def open(
 
 async def load(
     ring: StagingRing,
-    source: Any,
+    source: TextureFile,
     *,
     usage: int = _TEXTURE_BINDING,
     label: str = "",
@@ -133,7 +135,7 @@ class TextureStream:
     """
 
     info: TextureInfo
-    texture: Any
+    texture: wgpu.GPUTexture
     """The GPUTexture. Sample it through `view`: levels that are still missing hold zeros."""
 
     fence: Fence | None = None
@@ -142,7 +144,7 @@ class TextureStream:
     def __init__(
         self,
         ring: StagingRing,
-        source: Any,
+        source: TextureFile,
         usage: int,
         label: str,
         srgb: bool | None,
@@ -227,7 +229,7 @@ class TextureStream:
             self._arrived[self.base_level].set()
             return self.base_level
 
-    def view(self) -> Any:
+    def view(self) -> wgpu.GPUTextureView:
         """A GPUTextureView of the levels that are there: "2d", "2d-array", "cube", "cube-array" or "3d".
 
         :raises anyio.WouldBlock: none is there yet.
@@ -262,12 +264,12 @@ class TextureStream:
                 return
         content = await run_sync(read_level, self._file, self.info, number)
         blocks = np.frombuffer(content, np.uint8).reshape(level.images, *shape)
-        destination = {"texture": self.texture, "mip_level": number}
+        destination: TextureDestination = {"texture": self.texture, "mip_level": number}
         if self.info.expansion is not None:
             width = texel_block(self.info.format).nbytes
             for z, y, band in bands(blocks):
                 texels = await run_sync(expanded, self.info.expansion, band, width)
-                self.fence = await self._ring.write_texture(destination | {"origin": (0, y, z)}, texels)
+                self.fence = await self._ring.write_texture({**destination, "origin": (0, y, z)}, texels)
             return
         columns, rows = self.info.missing(number)
         if columns or rows:  # the last ones again
@@ -279,8 +281,8 @@ class TextureStream:
         for index, some in enumerate(ranges):
             origin = 0, 0, index * some.shape[0]
             try:
-                destination = {"texture": self.texture, "mip_level": number, "origin": origin}
-                self.fence = await self._ring.write_texture(destination, some)
+                place: TextureDestination = {"texture": self.texture, "mip_level": number, "origin": origin}
+                self.fence = await self._ring.write_texture(place, some)
             except EOFError:
                 raise InvalidTexture(f"the file has been cut off in mip level {number}") from None
 

@@ -10,12 +10,13 @@ async for chunk in sources.zarr_pyramid("volume.zarr", lambda: camera.position):
 
 from __future__ import annotations
 
-from typing import Any
+import os
 
 import numpy as np
 import numpy.typing as npt
 
 from ...data.files import FileRange
+from ...typing import SupportsFileno
 from .ome import Level
 from .pyramid import Chunk, Pyramid, zarr_pyramid
 from .video import plane
@@ -24,7 +25,7 @@ __all__ = ["Chunk", "FileRange", "Level", "Pyramid", "file", "plane", "zarr_pyra
 
 
 def file(
-    path: Any,
+    path: str | os.PathLike[str] | SupportsFileno,
     offset: int = 0,
     size: int | None = None,
     *,

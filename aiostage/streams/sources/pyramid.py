@@ -16,6 +16,7 @@ from ...errors import InvalidSource
 from ...fences import Fence
 from ...ring import StagingRing
 from ...threads import run_sync
+from ...typing import TextureDestination
 from .ome import Image, Level, read
 
 _MANY = 20_000
@@ -101,7 +102,7 @@ class Chunk:
         """Its voxels, decoded in a thread. :raises InvalidSource:"""
         return await run_sync(self.read)
 
-    async def upload(self, ring: StagingRing, destination: Mapping[str, Any]) -> Fence:
+    async def upload(self, ring: StagingRing, destination: TextureDestination) -> Fence:
         """Upload it to a 3D texture (2D for two axes) of its level, at `origin` unless the destination has another.
 
         A thread has zarr copy what it has decoded to the rows of staging memory. Only what does not fit in a staging
@@ -109,14 +110,14 @@ class Chunk:
 
         :raises InvalidSource: nothing was uploaded. :raises InvalidCopy: it does not fit the texture.
         """
-        destination = {"origin": self.origin, **destination}
+        place: TextureDestination = {"origin": self.origin, **destination}
         layout = numpy_layout(destination["texture"].format)
         is_alike = layout is not None and layout[1] == 1 and layout[0] == self.dtype.newbyteorder("=")
         row = -(-self.size[0] * self.dtype.itemsize // 256) * 256
         if not is_alike or row * math.prod(self.size[1:]) > ring.buffer_size:
-            return await ring.write_texture(destination, await self.load())
+            return await ring.write_texture(place, await self.load())
         with await ring.allocate_texture(self.size, destination["texture"].format) as slot:
-            slot.copy_to_texture(destination)  # which may be refused, before anything is read
+            slot.copy_to_texture(place)  # which may be refused, before anything is read
             await run_sync(self.read, slot.array().reshape(self.shape))
         return await ring.submit()
 
