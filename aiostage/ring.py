@@ -312,7 +312,9 @@ class StagingRing:
         if type(size) is not int or size <= 0:
             size = _positive(operator.index(size), "size")
         if size > self.buffer_size:
-            raise AllocationTooLarge(f"{size} bytes do not fit in a staging buffer of {self.buffer_size}")
+            raise AllocationTooLarge(
+                f"{size} bytes do not fit in a staging buffer of {self.buffer_size}: write_buffer takes any size"
+            )
         return size
 
     # -- submitting --

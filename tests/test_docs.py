@@ -127,6 +127,17 @@ def test_every_test_that_the_documentation_names_exists() -> None:
         assert f"def {name}(" in (ROOT / "tests" / file).read_text(), f"{file} has no {name}"
 
 
+def test_the_page_of_errors_is_that_of_today_and_says_of_each_what_to_do() -> None:
+    """`python docs/errors.py` writes it."""
+    pytest.importorskip("distributed", reason="distributed is not installed: pip install 'aiostage[dask]'")
+    errors = module(ROOT / "docs" / "errors.py")
+    page = (ROOT / "docs" / "errors.md").read_text()
+    assert errors.page() == page
+    for section in page.split("\n## ")[1:]:
+        assert re.search(r"\*\*What to do:\*\* \w", section), section
+        assert "\n- " in section, section
+
+
 TEXTURES = (ROOT / "docs" / "textures.md").read_text()
 
 

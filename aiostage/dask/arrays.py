@@ -30,7 +30,10 @@ _COPIES = int(wgpu.BufferUsage.COPY_DST | wgpu.BufferUsage.COPY_SRC)  # textures
 
 
 class WrongWorker(StagingError, RuntimeError):
-    """A `GpuArray` was used where it does not live, or a task that needs a GPU runs on a worker that has none."""
+    """A `GpuArray` was used where it does not live, or a task that needs a GPU runs on a worker that has none.
+
+    What to do: give the array to a task, which goes where it is, or `fetch` it.
+    """
 
 
 class GpuArray:

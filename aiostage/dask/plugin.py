@@ -29,7 +29,10 @@ logger = logging.getLogger("aiostage")
 
 
 class NoRing(StagingError, RuntimeError):
-    """A worker has no adapter, or no memory for a ring; the message says which worker, and why."""
+    """A worker has no adapter, or no memory for a ring; the message says which worker, and why.
+
+    What to do: give that worker a driver, or register the plugin with `missing="skip"`.
+    """
 
 
 class RingPlugin(WorkerPlugin):  # type: ignore[misc] # mypy is not shown dask's types

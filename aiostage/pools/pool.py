@@ -476,7 +476,7 @@ class BufferPool:
             if ranges:
                 raise RangesStillAlive(
                     f"{ranges} ranges with {sum(self._requested)} bytes are referenced, pinned, or the destination of "
-                    "staged copies"
+                    "staged copies: release them first"
                 )
             self._shut()
 
