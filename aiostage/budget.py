@@ -41,8 +41,8 @@ class MemoryBudget:
         with holding(self._lock):
             if self._used + nbytes > self.limit:
                 raise BudgetExceeded(
-                    f"{nbytes} bytes more would exceed the memory budget: {self._used} of {self.limit} in use; free some of "
-                    "them, or give a larger MemoryBudget"
+                    f"{nbytes} bytes more would exceed the memory budget: {self._used} of {self.limit} in use; free "
+                    "some of them, or give a larger MemoryBudget"
                 )
             self._used += nbytes
 

@@ -16,8 +16,8 @@ PACKAGE = Path(aiostage.__file__).parent
 
 HEAD = """# Errors
 
-Everything that the library raises on its own account is a `StagingError`, and also the builtin or anyio class that somebody
-who has never heard of it would expect:
+Everything that the library raises on its own account is a `StagingError`, and also the builtin or anyio class that
+somebody who has never heard of it would expect:
 
 ```python
 import numpy as np
@@ -37,8 +37,8 @@ async with aiostage.StagingRing(device) as ring:
         raise                                      # a new device, and a new ring on it
 ```
 
-Wrong types are `TypeError`, and wrong numbers in place of sizes and counts `ValueError`, as everywhere in Python. What a
-loader, a source or a callback of yours raises comes out as it was.
+Wrong types are `TypeError`, and wrong numbers in place of sizes and counts `ValueError`, as everywhere in Python. What
+a loader, a source or a callback of yours raises comes out as it was.
 
 An exception concerns the call that raised it: other uploads go on, unless the ring or the device has ended.
 
@@ -100,10 +100,6 @@ def messages() -> Iterator[tuple[str, list[str]]]:
                 if text:
                     found.setdefault(node.func.id, []).append(text)
     yield from found.items()
-
-
-def names_in(assignment: ast.Assign) -> list[ast.Name]:
-    return [target for target in assignment.targets if isinstance(target, ast.Name)]
 
 
 def template(text: ast.expr) -> str:
