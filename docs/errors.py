@@ -90,9 +90,8 @@ def messages() -> Iterator[tuple[str, list[str]]]:
     found: dict[str, list[str]] = {}
     for path in sorted(PACKAGE.rglob("*.py")):
         tree = ast.parse(path.read_text())
-        kept = {
-            name.id: node.value for node in ast.walk(tree) if isinstance(node, ast.Assign) for name in names_in(node)
-        }
+        assigned = [node for node in ast.walk(tree) if isinstance(node, ast.Assign)]
+        kept = {name.id: node.value for node in assigned for name in node.targets if isinstance(name, ast.Name)}
         for node in ast.walk(tree):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.args:
                 given = node.args[0]
@@ -117,14 +116,9 @@ def template(text: ast.expr) -> str:
 
 def words(expression: ast.expr) -> str:
     """The name that says most of what it is."""
-    names = [
-        node.attr if isinstance(node, ast.Attribute) else node.id for node in ast.walk(expression) if is_name(node)
-    ]
-    return next((name.strip("_").replace("_", " ") for name in names if name not in ("map", "str", "join")), "…")
-
-
-def is_name(node: ast.AST) -> bool:
-    return isinstance(node, ast.Attribute | ast.Name)
+    nodes = ast.walk(expression)
+    names = (getattr(node, "attr", "") or getattr(node, "id", "") for node in nodes)
+    return next((name.strip("_").replace("_", " ") for name in names if name not in ("", "map", "str", "join")), "…")
 
 
 def escaped(text: str) -> str:
