@@ -1,4 +1,12 @@
 # Settings of the documentation that `./dev docs` builds, from packages alone: no network at build time.
+import sys
+import tempfile
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import elsewhere
+
 import aiostage
 
 project = "aiostage"
@@ -6,11 +14,22 @@ author = "aiostage contributors"
 copyright = "2026, aiostage contributors"
 version = release = aiostage.__version__
 
-extensions = ["myst_parser", "sphinx.ext.autodoc"]
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
+    "sphinx.ext.intersphinx",
+    "sphinx_copybutton",
+]
 myst_heading_anchors = 3  # [text](page.md#heading), as on GitHub
+templates_path = ["_templates"]
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
+autodoc_type_aliases = {name: f"aiostage.typing.{name}" for name in aiostage.typing.__all__}
 default_role = "py:obj"  # `name` in a docstring links where it can, and is code elsewhere
+intersphinx_mapping = elsewhere.mapping(Path(tempfile.gettempdir()) / "aiostage-inventories")
+copybutton_prompt_text = "$ "
+copybutton_only_copy_prompt_lines = True
 
 html_theme = "furo"
 html_title = f"aiostage {version}"

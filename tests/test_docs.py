@@ -26,7 +26,11 @@ from aiostage.tools.demo import photos
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted(path for path in (ROOT / "docs").glob("*.md") if path.name != "index.md")
-EXAMPLES = {"memory_pool_demo": (), "compressed_texture_demo": (photos.bundled()[:1],)}
+EXAMPLES: dict[str, tuple[Any, ...]] = {
+    "memory_pool_demo": (),
+    "compressed_texture_demo": (photos.bundled()[:1],),
+    "viewer": (32, False),
+}
 """With the arguments of their `main`, but for the picture; `test_demo.py` has the third."""
 
 
@@ -59,7 +63,10 @@ async def run_blocks(page: Path, namespace: dict[str, Any]) -> None:
 @pytest.mark.blocks_loop("the pages ask for devices and read back, and wait")
 @pytest.mark.parametrize("loop", LOOPS)
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)], ids=lambda page: page.name)
-def test_a_page_runs_from_top_to_bottom_in_one_session(page: Path, loop: str) -> None:
+def test_a_page_runs_from_top_to_bottom_in_one_session(
+    page: Path, loop: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # some write pictures
     if page.name in NEEDS:
         needed, how = NEEDS[page.name]
         pytest.importorskip(needed, reason=f"{needed} is not installed: {how}")

@@ -25,8 +25,8 @@ class Canvas:
         self._canvas = canvas
         self._context = canvas.get_wgpu_context()
         # The tiles hold sRGB-encoded bytes in a format that does not say so: they must pass through unchanged.
-        texture_format = self._context.get_preferred_format(adapter).removesuffix("-srgb")
-        self._context.configure(device=device, format=texture_format)
+        self.format: str = self._context.get_preferred_format(adapter).removesuffix("-srgb")
+        self._context.configure(device=device, format=self.format)
         self._drawn = False
         canvas.request_draw(self._draw)
 
