@@ -217,12 +217,14 @@ def test_options_of_the_map_that_mean_nothing_are_named(tiles: Any, run: Run, op
 @pytest.mark.blocks_loop("the example makes pipelines and reads back")
 async def test_the_nearest_are_fetched_first_and_what_scrolled_away_never(tiles: Any, device: wgpu.GPUDevice) -> None:
     asked: list[tuple[int, int]] = []
-    may_answer = anyio.Event()
+    may_answer, missing = anyio.Event(), (93, 42)
 
     async def answer(request: Any) -> Any:
         _, x, y = map(int, request.url.path.removesuffix(".png").strip("/").split("/"))
         asked.append((x, y))
         await may_answer.wait()
+        if (x, y) == missing:
+            return tiles.httpx.Response(404)
         return tiles.httpx.Response(200, content=contents(x, y))
 
     def far(tile: tuple[int, int], corner: tuple[int, int]) -> float:
@@ -251,12 +253,17 @@ async def test_the_nearest_are_fetched_first_and_what_scrolled_away_never(tiles:
         shown.look(end, tasks)  # the first ones have left
         await shown.draw()
         assert sorted(asked) == sorted(first + [(x, y) for x in range(90, 96) for y in range(40, 44)])
-        assert set(shown.arrived) == {(x, y) for x in range(90, 96) for y in range(40, 44)}
+        assert set(shown.arrived) == {(x, y) for x in range(90, 96) for y in range(40, 44)} - {missing}
+        assert shown.failed == {missing: "404 Not Found"}
         assert sorted([*shown.arrived.values(), *shown.free]) == list(range(tiles.LAYERS))
         later = [far(tile, end) for tile in asked[tiles.AT_ONCE :]]
         assert max(later[: tiles.AT_ONCE]) <= min(later[-tiles.AT_ONCE :])
-        assert queue.statistics().done == tiles.AT_ONCE + 24
-    expected = mosaic(end, 8, lambda _, x, y: Image.open(io.BytesIO(contents(x, y))))
+        assert queue.statistics().done == tiles.AT_ONCE + 23
+
+    def good(_: int, x: int, y: int) -> Any:
+        return None if (x, y) == missing else Image.open(io.BytesIO(contents(x, y)))
+
+    expected = mosaic(end, 8, good)
     assert np.array_equal(np.asarray(shown.picture.read()), expected)
 
 
@@ -371,6 +378,17 @@ def test_the_gpu_makes_of_every_frame_what_ffmpeg_does(
     anyio.run(video.main, tmp_path / "video.png", path)
     assert f"noise.mkv: 12 frames of {size[0]} × {size[1]}, {says}\n" in capsys.readouterr().out
     check(tmp_path / "video.png", decoded(path, video.av))
+
+
+@pytest.mark.parametrize("value", [0, 8, 128, 240, 255])
+def test_the_older_formats_of_full_range_need_not_say_so(video: Any, value: int) -> None:
+    frame = video.av.VideoFrame(16, 16, "yuvj444p")
+    for plane, texel in zip(frame.planes, (value, 100, 150), strict=True):
+        plane.update(bytes([texel]) * plane.buffer_size)
+    said, matrix = video.conversion(frame)
+    assert (int(frame.color_range), said) == (0, "BT.601, full range")
+    ours = np.clip(255 * matrix @ (value / 255, 100 / 255, 150 / 255, 1), 0, 255)
+    assert np.abs(ours - frame.to_ndarray(format="rgb24")[0, 0]).max() <= 2
 
 
 @pytest.mark.blocks_loop("the example draws and reads back")
