@@ -552,7 +552,7 @@ class StagingRing:
             is_elsewhere = self._thread not in (None, threading.get_ident())  # where the counts change meanwhile
             stats = None if is_elsewhere else self.stats_nowait().as_dict()
             state = str(self._engine.error or "open")
-            return reprs.ring("StagingRing", state, stats, getattr(self, "host_cached", None))
+            return reprs.ring("StagingRing", state, stats, None if self.is_closed else self.host_cached)
 
         return reprs.bundle(repr(self), draw)
 

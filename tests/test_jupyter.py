@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import gc
+import io
 import re
 import subprocess
 import sys
@@ -595,3 +597,66 @@ asyncio.run(main())
 """
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
     assert run.returncode == 0, run.stderr
+
+
+# -- a real kernel --
+
+
+def executed(notebook: Any, monkeypatch: pytest.MonkeyPatch, folder: Path) -> Any:
+    """The notebook with its outputs, from a kernel of this interpreter."""
+    nbclient = pytest.importorskip("nbclient", reason="nbclient is not installed: pip install nbclient ipykernel")
+    monkeypatch.setenv("IPYTHONDIR", str(folder))
+    monkeypatch.setenv("JUPYTER_RUNTIME_DIR", str(folder))
+    monkeypatch.setenv("PYTHONPATH", str(NOTEBOOK.parent.parent))
+    client = nbclient.NotebookClient(notebook, timeout=120, kernel_name="python3")
+    return client.execute()
+
+
+def outputs(notebook: Any, kind: str) -> list[str]:
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    return [out.data[kind] for cell in cells for out in cell.outputs if "data" in out and kind in out.data]
+
+
+def test_the_notebook_shows_the_ring_its_statistics_and_the_picture(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    nbformat = pytest.importorskip("nbformat", reason="nbformat is not installed: pip install nbclient")
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    assert not any(cell.get("outputs") or cell.get("execution_count") for cell in notebook.cells)
+    done = executed(notebook, monkeypatch, tmp_path)
+    pages = [Drawn(page) for page in outputs(done, "text/html")]
+    opened, fence, stats, closed = pages[0], pages[1], pages[2], pages[-1]
+    assert opened.cells == ["available"] * 4
+    assert fence.words("state") == "done"
+    assert stats.row("uploaded")[0] == 30 * 16 * 512 * 512 * 4
+    assert "closed" in closed.headline
+    (view,) = outputs(done, "application/vnd.jupyter.widget-view+json")
+    state = done.metadata.widgets["application/vnd.jupyter.widget-state+json"]["state"][view["model_id"]]["state"]
+    followed = Drawn(state["html"])  # what was sent to the page last
+    assert "closed" in followed.headline
+    assert followed.row("uploaded")[0] > 0
+    assert followed.root.find(".//polyline") is not None
+    (picture,) = outputs(done, "image/png")
+    image = pytest.importorskip("PIL.Image", reason="Pillow is not installed: pip install pillow")
+    texels = np.asarray(image.open(io.BytesIO(base64.b64decode(picture))))
+    y, x = np.mgrid[-1 : 1 : 512 * 1j, -1 : 1 : 512 * 1j]
+    red = (127.5 + 127.5 * np.cos(20 * np.hypot(x, y) - 2 * np.pi * 5 / 16)).astype(np.uint8)
+    np.testing.assert_array_equal(texels[..., 0], red[::4, ::4])
+
+
+def test_a_kernel_says_what_its_outputs_keep_alive(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As in a session above, with the display hook and namespace of a real kernel."""
+    v4 = pytest.importorskip("nbformat.v4", reason="nbformat is not installed: pip install nbclient")
+    cells = [
+        "import wgpu, aiostage\n"
+        "ring = aiostage.StagingRing(wgpu.gpu.request_adapter_sync().request_device_sync(), 2, 4096)\n"
+        "await ring.open()\nslot = await ring.allocate(64)",
+        "slot.view[:8]",
+        "try:\n    slot.commit()\nexcept aiostage.ViewStillAlive as error:\n    print(error)",
+        "%xdel _2",
+        "slot.commit()\nawait ring.aclose()",
+    ]
+    done = executed(v4.new_notebook(cells=[v4.new_code_cell(cell) for cell in cells]), monkeypatch, tmp_path)
+    (printed,) = [out.text for cell in done.cells for out in cell.outputs if out.output_type == "stream"]
+    assert "IPython keeps Out[2]" in printed
+    assert "`%xdel _2`" in printed
