@@ -7,6 +7,7 @@ import contextlib
 import time
 import weakref
 from collections import deque
+from dataclasses import replace
 from typing import Any
 
 try:
@@ -16,8 +17,8 @@ except ImportError as error:
     raise ImportError("the live view of a ring needs anywidget: pip install 'aiostage[jupyter]'") from error
 
 from . import reprs
+from .errors import StagingError
 from .ring import StagingRing
-from .stats import StagingStats
 
 __all__ = ["LiveView", "live"]
 
@@ -151,25 +152,22 @@ class LiveView(anywidget.AnyWidget):  # type: ignore[misc] # mypy is not shown a
         self.throughput, self.lag = new_bytes / max(now - self._looked, 1e-6), lag
         self._looked = now
         self._rates.append(self.throughput)
-        self._draw("open", self.stats, new_stalls)
+        self._draw("open", new_stalls)
 
     def _end(self) -> None:
-        """The ring was closed, lost or dropped: the last that was seen of it stays."""
+        """The ring was closed, lost or dropped: what it did in all stays on the page."""
         self._stop()
         ring = self._ring()
-        try:
-            if ring is None:
-                state = "was dropped"
-            else:
-                ring.check()
-                state = "open"
-        except Exception as error:
-            state = str(error)
-        self._draw(state, self.stats, 0)
+        if ring is None:
+            state = "was dropped"
+        else:
+            self.stats = ring.stats_nowait()
+            state = _why_ended(ring)
+        self.stats = replace(self.stats, buffer_states=())  # soon, if not yet
+        self._draw(state, 0)
 
-    def _draw(self, state: str, stats: StagingStats | None, new_stalls: int) -> None:
-        fields = None if stats is None else stats.as_dict()
-        self.html = reprs.live(state, fields, tuple(self._rates), self.lag, new_stalls)
+    def _draw(self, state: str, new_stalls: int) -> None:
+        self.html = reprs.live(state, self.stats.as_dict(), tuple(self._rates), self.lag, new_stalls)
 
 
 def live(ring: StagingRing, *, interval: float = 0.25) -> LiveView:
@@ -187,6 +185,14 @@ def live(ring: StagingRing, *, interval: float = 0.25) -> LiveView:
     if not interval > 0:
         raise ValueError(f"interval must be positive, not {interval!r}")
     return LiveView(ring, interval)
+
+
+def _why_ended(ring: StagingRing) -> str:
+    try:
+        ring.check()
+    except StagingError as error:
+        return str(error)
+    return "open"
 
 
 async def _worst_lag(duration: float) -> float:

@@ -20,6 +20,7 @@ Row = tuple[str, str]
 """The name of a row, and the HTML of what it says."""
 
 _WIDTH, _HEIGHT, _GAP = 480, 26, 3  # of a bar, in CSS pixels
+_WIDEST = 600  # of all there is to an object
 _MOST_CELLS = 64
 """Buffers that have a cell each in a bar; more have one for each state."""
 _LINE_HEIGHT = 36
@@ -74,15 +75,13 @@ def advice(kind: str, ring_count: int, buffer_size: int, message: str) -> str:
     return _box(_headline("Advice", kind), _table(rows))
 
 
-def live(state: str, stats: Mapping[str, Any] | None, rates: Sequence[float], lag: float, stalls: int) -> str:
+def live(state: str, stats: Mapping[str, Any], rates: Sequence[float], lag: float, stalls: int) -> str:
     """The live view of a ring.
 
     :param rates: throughput in bytes per second, the newest last.
     :param lag: seconds that the event loop was late at most, since the view was drawn before.
     :param stalls: suspensions since then.
     """
-    if stats is None:
-        return _box(_headline("StagingRing", state))
     rate = rates[-1] if rates else 0.0
     rows = [
         ("throughput", f"{_data(f'{rate:.0f}', rate_text(rate))} {_line(rates)}"),
@@ -91,9 +90,10 @@ def live(state: str, stats: Mapping[str, Any] | None, rates: Sequence[float], la
             f"{_number(stats['buffer_stalls'])}, {_number(stalls)} of them since the last look; {_waiting(stats)}",
         ),
         ("loop lag", _milliseconds(lag)),
-        ("in flight", _size(stats["bytes_in_flight"])),
         ("uploaded", _size(stats["bytes_total"])),
     ]
+    if stats["buffer_states"]:
+        rows.append(("in flight", _size(stats["bytes_in_flight"])))
     return _box(_headline("StagingRing", state), _bar(stats), _legend(stats), _table(rows))
 
 
@@ -136,7 +136,7 @@ def _waiting(stats: Mapping[str, Any]) -> str:
 
 
 def _box(*parts: str) -> str:
-    return f'<div class="aiostage" style="line-height:1.5;max-width:{_WIDTH}px">{"".join(parts)}</div>'
+    return f'<div class="aiostage" style="line-height:1.5;max-width:{_WIDEST}px">{"".join(parts)}</div>'
 
 
 def _headline(title: str, *words: str) -> str:

@@ -224,7 +224,7 @@ def test_hostile_texts_are_text() -> None:
     assert Drawn(reprs.ring(HOSTILE, HOSTILE, None, None)).headline.startswith(f"{HOSTILE} {HOSTILE}")
     stats = _some_stats().as_dict()
     assert HOSTILE in Drawn(reprs.live(HOSTILE, stats, [1.0, 2.0], 0.0, 0)).headline
-    for html in (reprs.advice(HOSTILE, 1, 4, HOSTILE), reprs.live(HOSTILE, None, [], 0.0, 0)):
+    for html in (reprs.advice(HOSTILE, 1, 4, HOSTILE), reprs.live(HOSTILE, stats, [], 0.0, 0)):
         assert "<script" not in html
 
 
@@ -363,9 +363,13 @@ async def test_a_live_view_ends_with_its_ring_and_says_so(
     view = live(ring, interval=0.01)
     view._repr_mimebundle_()
     await until(lambda: view.is_running)
+    await ring.write_buffer(target(64 * 1024), 0, bytes(64 * 1024))
     await ring.aclose()
     await until(lambda: not view.is_running and tasks() == 0)
-    assert "the ring was closed" in Drawn(view.html).headline
+    drawn = Drawn(view.html)
+    assert "the ring was closed" in drawn.headline
+    assert drawn.row("uploaded") == [64 * 1024]  # all of it, since its last look too
+    assert drawn.cells == []
     view._repr_mimebundle_()  # shown again, it has nothing to do
     await asyncio.sleep(0.05)
     assert not view.is_running
@@ -628,13 +632,13 @@ def test_the_notebook_shows_the_ring_its_statistics_and_the_picture(
     opened, fence, stats, closed = pages[0], pages[1], pages[2], pages[-1]
     assert opened.cells == ["available"] * 4
     assert fence.words("state") == "done"
-    assert stats.row("uploaded")[0] == 30 * 16 * 512 * 512 * 4
+    assert stats.row("uploaded")[0] == 100 * 16 * 512 * 512 * 4
     assert "closed" in closed.headline
     (view,) = outputs(done, "application/vnd.jupyter.widget-view+json")
     state = done.metadata.widgets["application/vnd.jupyter.widget-state+json"]["state"][view["model_id"]]["state"]
     followed = Drawn(state["html"])  # what was sent to the page last
     assert "closed" in followed.headline
-    assert followed.row("uploaded")[0] > 0
+    assert followed.row("uploaded") == stats.row("uploaded")[:1]
     assert followed.root.find(".//polyline") is not None
     (picture,) = outputs(done, "image/png")
     image = pytest.importorskip("PIL.Image", reason="Pillow is not installed: pip install pillow")
