@@ -17,7 +17,7 @@ except ImportError as error:
     raise ImportError("the live view of a ring needs anywidget: pip install 'aiostage[jupyter]'") from error
 
 from . import reprs
-from .errors import StagingError
+from .errors import StagingError, WrongLoop
 from .ring import StagingRing
 
 __all__ = ["LiveView", "live"]
@@ -72,10 +72,10 @@ class LiveView(anywidget.AnyWidget):  # type: ignore[misc] # mypy is not shown a
     lag = traitlets.Float(0.0)
     """Seconds that the event loop was late at most between them."""
 
-    def __init__(self, ring: StagingRing, interval: float) -> None:
+    def __init__(self, ring: StagingRing, interval: float, loop: asyncio.AbstractEventLoop) -> None:
         self._ring = weakref.ref(ring)  # a widget is kept for as long as the kernel lives
         self._interval = interval
-        self._loop = asyncio.get_running_loop()
+        self._loop = loop
         self._task: asyncio.Task[None] | None = None  # while somebody sees it
         self._seen: set[str] = set()  # views of it, in pages, that can be seen
         self._rates: deque[float] = deque(maxlen=_HISTORY)
@@ -175,16 +175,20 @@ def live(ring: StagingRing, *, interval: float = 0.25) -> LiveView:
 
     Make it the last line of a cell, or `display` it. A task of its own looks at the ring every `interval` seconds, and
     asks the GPU nothing, while some page shows it: one that is not displayed, scrolled out of sight or in a hidden tab
-    costs nothing. It ends with the ring, and what was seen last stays on the page; `close()` takes it away.
+    costs nothing. It ends with the ring, and what that did in all stays on the page; `close()` takes it away.
 
     :raises RingClosed, DeviceLost: the ring is not open.
-    :raises WrongLoop: the ring lives on another loop than this cell.
+    :raises WrongLoop: the ring lives on another loop than this cell, or that is not asyncio's.
     :raises ValueError: the interval is not positive.
     """
     ring.check()
     if not interval > 0:
         raise ValueError(f"interval must be positive, not {interval!r}")
-    return LiveView(ring, interval)
+    try:
+        loop = asyncio.get_running_loop()
+    except RuntimeError:
+        raise WrongLoop("a live view is for kernels, and wants their event loop: asyncio's") from None
+    return LiveView(ring, interval, loop)
 
 
 def _why_ended(ring: StagingRing) -> str:

@@ -18,6 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import anyio
 import numpy as np
 import pytest
 import wgpu
@@ -432,6 +433,16 @@ async def test_a_live_view_wants_an_open_ring_and_some_time(
         await asyncio.to_thread(live, ring)
 
 
+def test_a_live_view_says_that_it_wants_asyncio(device: wgpu.GPUDevice, live: Callable[..., Any]) -> None:
+    async def on_trio() -> None:
+        async with aiostage.StagingRing(device, 2, 4096) as ring:
+            assert shown(ring).cells == ["available"] * 2
+            with pytest.raises(aiostage.WrongLoop, match="asyncio"):
+                live(ring)
+
+    anyio.run(on_trio, backend="trio")
+
+
 # -- what IPython keeps alive --
 
 
@@ -609,11 +620,16 @@ asyncio.run(main())
 def executed(notebook: Any, monkeypatch: pytest.MonkeyPatch, folder: Path) -> Any:
     """The notebook with its outputs, from a kernel of this interpreter."""
     nbclient = pytest.importorskip("nbclient", reason="nbclient is not installed: pip install nbclient ipykernel")
+    _isolate(monkeypatch, folder)
+    client = nbclient.NotebookClient(notebook, timeout=120, kernel_name="python3")
+    return client.execute()
+
+
+def _isolate(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    """A kernel that starts from now on reads and keeps nothing of the user's, and imports this library."""
     monkeypatch.setenv("IPYTHONDIR", str(folder))
     monkeypatch.setenv("JUPYTER_RUNTIME_DIR", str(folder))
     monkeypatch.setenv("PYTHONPATH", str(NOTEBOOK.parent.parent))
-    client = nbclient.NotebookClient(notebook, timeout=120, kernel_name="python3")
-    return client.execute()
 
 
 def outputs(notebook: Any, kind: str) -> list[str]:
@@ -664,3 +680,50 @@ def test_a_kernel_says_what_its_outputs_keep_alive(monkeypatch: pytest.MonkeyPat
     (printed,) = [out.text for cell in done.cells for out in cell.outputs if out.output_type == "stream"]
     assert "IPython keeps Out[2]" in printed
     assert "`%xdel _2`" in printed
+
+
+def test_a_cell_that_is_interrupted_leaves_the_ring_to_the_next(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    manager = pytest.importorskip(
+        "jupyter_client.manager", reason="jupyter_client is not installed: pip install nbclient"
+    )
+    _isolate(monkeypatch, tmp_path)
+    kernel, client = manager.start_new_kernel(startup_timeout=60)
+
+    def run(cell: str, printed: Callable[[str], object] = lambda text: None) -> tuple[str, str]:
+        """What a cell prints, and the name of the error that ended it."""
+        texts, errors = [], [""]
+
+        def hear(message: dict[str, Any]) -> None:
+            content = message["content"]
+            if message["msg_type"] == "stream":
+                texts.append(content["text"])
+                printed(content["text"])
+            elif message["msg_type"] == "error":
+                errors.append(content["ename"])
+
+        client.execute_interactive(cell, timeout=60, output_hook=hear)
+        return "".join(texts), errors[-1]
+
+    try:
+        assert run(
+            "import wgpu, aiostage\n"
+            "device = wgpu.gpu.request_adapter_sync().request_device_sync()\n"
+            "buffer = device.create_buffer(size=1 << 24, usage=wgpu.BufferUsage.COPY_DST)\n"
+            "ring = aiostage.StagingRing(device, 2, 1 << 20)\nawait ring.open()"
+        ) == ("", "")
+        endless = (
+            "with await ring.allocate(1 << 20) as slot:\n    print('uploading', flush=True)\n"
+            "    while True:\n        await ring.write_buffer(buffer, 0, bytes(1 << 24))"
+        )
+        assert run(endless, lambda text: kernel.interrupt_kernel()) == ("uploading\n", "CancelledError")
+        printed, error = run(
+            "await (await ring.write_buffer(buffer, 0, bytes(1 << 24)))\n"
+            "both = [await ring.allocate(1 << 20) for _ in range(2)]  # nothing is held any more\n"
+            "print(len(both), *[slot.abandon() for slot in both])\nawait ring.aclose()"
+        )
+        assert (printed, error) == ("2 None None\n", "")
+    finally:
+        client.stop_channels()
+        kernel.shutdown_kernel(now=True)
