@@ -477,6 +477,7 @@ def session(device: wgpu.GPUDevice, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     """One with an open ring, and an allocation of 64 bytes, `slot`."""
     pytest.importorskip("IPython", reason="IPython is not installed: pip install ipython")
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path))
+    monkeypatch.setitem(sys.modules, "__main__", sys.modules["__main__"])  # which a shell takes the place of
     from IPython.core.interactiveshell import InteractiveShell
     from traitlets.config import Config
 
