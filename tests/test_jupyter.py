@@ -32,6 +32,8 @@ from aiostage.errors import DeviceLost
 NOTEBOOK = Path(__file__).parent.parent / "examples" / "notebook.ipynb"
 HOSTILE = "<script>alert(1)</script> & \"'</td>"
 
+pytestmark = pytest.mark.blocks_loop("some run a notebook, whose cells wait")
+
 Bundle = dict[str, str]
 
 
@@ -495,9 +497,6 @@ def session(device: wgpu.GPUDevice, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     shell.reset(new_session=False)
     InteractiveShell.clear_instance()
     sys.last_value = sys.last_traceback = sys.last_type = None
-
-
-pytestmark = pytest.mark.blocks_loop("some run a notebook, whose cells wait")
 
 
 def test_the_error_says_which_output_keeps_a_view_alive_and_what_frees_it(session: Session) -> None:
