@@ -17,7 +17,7 @@ import enum
 import math
 from dataclasses import dataclass
 
-from .budget import KiB, MemoryBudget, MiB
+from .budget import MemoryBudget, MiB, size_text
 from .stats import StagingStats
 
 _ENOUGH = 8
@@ -60,6 +60,14 @@ class Advice:
 
     def __str__(self) -> str:
         return f"{self.kind}, {self.ring_count} × {size_text(self.buffer_size)}: {self.message}"
+
+    def _repr_mimebundle_(self, **asked: object) -> dict[str, str]:
+        """For a notebook: a table."""
+        from . import reprs  # most programs never ask
+
+        return reprs.bundle(
+            repr(self), lambda: reprs.advice(self.kind, self.ring_count, self.buffer_size, self.message)
+        )
 
 
 def advise(stats: StagingStats, budget: MemoryBudget) -> tuple[Advice, ...]:
@@ -130,11 +138,3 @@ def round_up(nbytes: int) -> int:
     """To a number with two significant bits, a multiple of 256 at least: 256, 512, 768, 1024, 1536, 2048, 3072, …"""
     step = max(256, 1 << max(0, (nbytes - 1).bit_length() - 2))
     return -(-nbytes // step) * step
-
-
-def size_text(nbytes: float) -> str:
-    """Bytes for people: 512 B, 1.5 KiB, 8 MiB."""
-    for unit, name in ((MiB, "MiB"), (KiB, "KiB")):
-        if nbytes >= unit:
-            return f"{nbytes / unit:.1f}".removesuffix(".0") + f" {name}"
-    return f"{nbytes:.0f} B"

@@ -61,3 +61,11 @@ _of_device: WeakKeyDictionary[Native, MemoryBudget] = WeakKeyDictionary()
 def default_budget(native: Native) -> MemoryBudget:
     """The budget that the rings of one device share."""
     return _of_device.setdefault(native, MemoryBudget())
+
+
+def size_text(nbytes: float) -> str:
+    """Bytes for people: 512 B, 1.5 KiB, 8 MiB."""
+    for unit, name in ((MiB, "MiB"), (KiB, "KiB")):
+        if nbytes >= unit:
+            return f"{nbytes / unit:.1f}".removesuffix(".0") + f" {name}"
+    return f"{nbytes:.0f} B"

@@ -46,6 +46,12 @@ class Fence(Serial):
             return
         raise FenceTimeout(f"fence {self.value} is not done after {self.elapsed:.3f} s; {self.timeline.describe()}")
 
+    def _repr_mimebundle_(self, **asked: object) -> dict[str, str]:
+        """For a notebook: a table."""
+        from . import reprs  # most programs never ask
+
+        return reprs.bundle(repr(self), lambda: reprs.fence(self.value, self.state, self.elapsed, self.error))
+
     async def _wait(self) -> None:
         self.timeline.port.check_task()
         if self.event is None:

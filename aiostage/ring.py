@@ -6,6 +6,7 @@ import contextlib
 import math
 import operator
 import os
+import threading
 import warnings
 import weakref
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -106,6 +107,7 @@ class StagingRing:
         self._engine = Engine(self.ring_count, inline_size, patience, fence_timeout)
         self._frames: set[Frame] = set()  # open, or with a fence that is pending
         self._opened = False
+        self._thread: int | None = None  # that it was opened in
         self._tracker: FenceTracker
         self._taken: list[weakref.finalize[..., Engine]] = []  # each gives back what was taken, once
         self._closing: anyio.Event | None = None  # set when it is closed
@@ -124,6 +126,7 @@ class StagingRing:
         if self._opened:
             raise RuntimeError("a ring is opened once; make another one")
         self._opened = True
+        self._thread = threading.get_ident()
         engine, self._tracker = self._engine, FenceTracker.shared(self.device)
         native = self._tracker.native
         engine.use(self._tracker)
@@ -395,8 +398,9 @@ class StagingRing:
         :returns: what takes that back. Called again, it does nothing.
         """
         self._engine.check()
-        self._engine.at_end[callback] = None
-        return lambda: self._engine.at_end.pop(callback, None)
+        at_end = self._engine.at_end
+        at_end[callback] = None
+        return lambda: at_end.pop(callback, None)  # which does not keep the ring
 
     # -- uploading --
 
@@ -543,6 +547,18 @@ class StagingRing:
 
     def __repr__(self) -> str:
         return f"<StagingRing of {self.ring_count} × {self.buffer_size} bytes, {self._engine.error or 'open'}>"
+
+    def _repr_mimebundle_(self, **asked: object) -> dict[str, str]:
+        """For a notebook: the buffers as a bar, and the counts so far. Asks the GPU nothing."""
+        from . import reprs  # most programs never ask
+
+        def draw() -> str:
+            is_elsewhere = self._thread not in (None, threading.get_ident())  # where the counts change meanwhile
+            stats = None if is_elsewhere else self.stats_nowait().as_dict()
+            state = str(self._engine.error or "open")
+            return reprs.ring("StagingRing", state, stats, None if self.is_closed else self.host_cached)
+
+        return reprs.bundle(repr(self), draw)
 
 
 def _default_threads() -> int:

@@ -6,7 +6,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from .budget import MemoryBudget
-from .carrier.carrier import RingCounts
 from .engine.buffer import BufferState as BufferState
 from .engine.engine import Engine
 
@@ -75,13 +74,19 @@ class StagingStats:
         fields["buffer_states"] = [state.value for state in self.buffer_states]
         return fields
 
+    def _repr_mimebundle_(self, **asked: object) -> dict[str, str]:
+        """For a notebook: the buffers as a bar, and a table."""
+        from . import reprs  # most programs never ask
+
+        return reprs.bundle(repr(self), lambda: reprs.statistics(self.as_dict()))
+
 
 def snapshot(engine: Engine, ring_count: int, buffer_size: int, budget: MemoryBudget | None) -> StagingStats:
     """A consistent snapshot of a ring, as far as its loop has heard."""
     engine.collect_all()
     demand, counts, buffers = engine.demand, engine.counts, engine.shelf.all
     timeline = engine.timeline if buffers else None
-    lent = engine.lending.counts if buffers else RingCounts()
+    lent = engine.lending.counts if buffers else engine.lent_in_all
     return StagingStats(
         bytes_in_flight=lent.in_flight + sum(buffer.load.used for buffer in buffers if buffer.load is not None),
         current_ring_index=engine.shelf.cursor,

@@ -34,8 +34,16 @@ EXAMPLES: dict[str, tuple[Any, ...]] = {
 """With the arguments of their `main`, but for the picture; `test_demo.py` has the third."""
 
 
-NEEDS = {"distributed.md": ("distributed", "pip install 'aiostage[dask]'")}
-"""What a page's blocks import beside the library; they have processes of their own, and need no loop."""
+NEEDS = {
+    "distributed.md": ("distributed", "pip install 'aiostage[dask]'"),
+    "jupyter.md": ("anywidget", "pip install 'aiostage[jupyter]'"),
+}
+"""What a page's blocks import beside the library."""
+
+ASYNCIO_ONLY = {
+    "distributed.md": "its rings are in processes of their own, and it has no coroutine",
+    "jupyter.md": "it is for kernels, whose loop is asyncio's",
+}
 
 
 def blocks(page: Path) -> list[str]:
@@ -70,8 +78,8 @@ def test_a_page_runs_from_top_to_bottom_in_one_session(
     if page.name in NEEDS:
         needed, how = NEEDS[page.name]
         pytest.importorskip(needed, reason=f"{needed} is not installed: {how}")
-        if loop != "asyncio":
-            pytest.skip("the page has no coroutine on this loop")
+    if loop != "asyncio" and page.name in ASYNCIO_ONLY:
+        pytest.skip(ASYNCIO_ONLY[page.name])
     anyio.run(run_blocks, page, {}, **LOOPS[loop])
 
 

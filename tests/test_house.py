@@ -19,7 +19,7 @@ ROOMS = ["tools", "neighbours", "facade", "engine", "carrier", "gpu", "data"]
 HALLS = {"errors", "events", "exits", "loop", "native"}
 """Open to all; they import each other alone. `native` is what is compiled from native/."""
 
-NEIGHBOURS = {"dask", "memory", "pools", "streams", "textures"}
+NEIGHBOURS = {"dask", "jupyter", "memory", "pools", "streams", "textures"}
 
 
 def name_of(path: Path) -> str:

@@ -78,9 +78,13 @@ class Serial:
         for callback in callbacks:
             self.timeline.port.soon(partial(callback, self))
 
+    @property
+    def state(self) -> str:
+        """In a word: pending, done or lost."""
+        return "pending" if not self.done() else "lost" if self.error else "done"
+
     def __repr__(self) -> str:
-        state = "pending" if not self.done() else "lost" if self.error else "done"
-        return f"<{type(self).__name__} {self.value} {state} after {self.elapsed * 1e3:.3f} ms>"
+        return f"<{type(self).__name__} {self.value} {self.state} after {self.elapsed * 1e3:.3f} ms>"
 
 
 S = TypeVar("S", bound=Serial)

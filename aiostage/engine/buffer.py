@@ -285,8 +285,9 @@ class StagingBuffer:
         """What keeps it from coming back that only users can end, once all that can go is gone; empty if nothing."""
         load: Load | None = self.load
         reasons = [str(place) for place in load.open] if load else []
-        if any(views.is_foreign() for views in self.quarantine):
-            reasons.append("a view of an abandoned allocation")
+        foreign = [views for views in self.quarantine if views.is_foreign()]
+        if foreign:
+            reasons.append(f"a view of an abandoned allocation{foreign[0].keepers()}")
         if load is None:
             return ", ".join(reasons)
         if self.is_wanted:

@@ -20,7 +20,7 @@ from functools import partial
 from logging import WARNING
 from typing import Any
 
-from ..carrier.carrier import Carrier
+from ..carrier.carrier import Carrier, RingCounts
 from ..carrier.departure import Departure
 from ..carrier.timeline import Timeline
 from ..data.arrays import Run
@@ -86,6 +86,7 @@ class Engine:
         self.patience = patience
         self.fence_timeout = fence_timeout
         self.error: StagingError | None = RingClosed("the ring is not open; use 'async with'")
+        self.lent_in_all = RingCounts()  # what whole uploads did, when it is closed
         self.shelf = Shelf()
         self.slots = Lane()  # what users are given
         self.uploads = Lane(keeps_order=False)  # of this turn of the loop
@@ -779,7 +780,7 @@ class Engine:
             open_slots = buffer.load is not None and buffer.load.open
             if not open_slots and all(export() is None for export in buffer.exports):
                 self.native.destroy(buffer.handle)
-        self.lending.close()
+        self.lent_in_all = self.lending.close()
         self.scratch.close(self.native)
         self.shelf.clear()
 

@@ -171,6 +171,8 @@ class Lending:
         """Of one that is lent."""
         return _STATES[self._carrier.lent_state(buffer)]
 
-    def close(self) -> None:
-        """Its buffers were forgotten."""
+    def close(self) -> RingCounts:
+        """Its buffers were forgotten. Returns what was done, all in all."""
+        counts = self.counts
         self._carrier.drop_ring(self._ring)
+        return counts._replace(in_flight=0, waiting=0)

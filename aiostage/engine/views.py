@@ -17,6 +17,7 @@ import numpy.typing as npt
 from ..errors import ViewStillAlive
 from ..exits import holding
 from ..gpu.memory import export
+from . import keepers
 
 _adopting = threading.RLock()
 """Held to change whose arrays are known, by any thread: several may slice the array of one slot."""
@@ -89,8 +90,10 @@ class Views:
 
     def covers(self, array: StagedArray) -> bool:
         """Whether `array` lies in this memory."""
-        start = array.__array_interface__["data"][0]
-        return bool(self._address <= start < self._address + self._size)
+        return self._has(array.__array_interface__["data"][0])
+
+    def _has(self, address: int) -> bool:
+        return self._address <= address < self._address + self._size
 
     def adopt(self, array: StagedArray) -> None:
         """Have `array` become read-only with the others, or now if they have."""
@@ -113,12 +116,12 @@ class Views:
         if self.is_foreign():
             raise ViewStillAlive(
                 "something made from the allocation's view (a memoryview, numpy array or tensor) is still alive; "
-                "delete it before the allocation is committed"
+                f"delete it before the allocation is committed{self.keepers()}"
             )
         if strict and (self._view() is not None or self._array_source() is not None):
             raise ViewStillAlive(
                 "a view or array of the allocation is still alive, and strict_views=True tolerates none; "
-                "delete it before the allocation is committed"
+                f"delete it before the allocation is committed{self.keepers()}"
             )
         self._freeze()
 
@@ -130,6 +133,10 @@ class Views:
     def is_foreign(self) -> bool:
         """Whether something points at the memory that cannot be made read-only."""
         return self._view_source() is not None
+
+    def keepers(self) -> str:
+        """Sentences on who keeps them alive without being asked to, as a notebook does; empty if nobody is known to."""
+        return keepers.in_notebook(self._has)
 
     def alive(self) -> list[weakref.ref[Any]]:
         """Weak references to what lives for as long as something points at the memory."""

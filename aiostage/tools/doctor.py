@@ -11,8 +11,7 @@ import anyio
 import numpy as np
 import wgpu
 
-from ..advice import size_text
-from ..budget import KiB, MiB, default_budget
+from ..budget import KiB, MiB, default_budget, size_text
 from ..gpu.device import connect
 from ..ring import StagingRing
 from .demo.gpu import describe, find_adapter, memory_kind, open_ring

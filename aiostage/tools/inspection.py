@@ -13,7 +13,7 @@ from typing import Any
 
 import aiostage
 
-from ..advice import size_text
+from ..budget import size_text
 from ..data.formats import required_feature, texel_block
 from ..errors import StagingError
 from ..textures import TextureInfo
