@@ -41,7 +41,7 @@ from .fences import Fence, FenceTracker
 from .ring import StagingRing
 from .stats import BufferState, StagingStats
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "Advice",
