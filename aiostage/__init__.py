@@ -33,6 +33,7 @@ from .errors import (
     UnsupportedVersion,
     UploadCancelled,
     ViewStillAlive,
+    WrongDevice,
     WrongLoop,
 )
 from .fences import Fence, FenceTracker
@@ -77,6 +78,7 @@ __all__ = [
     "UnsupportedVersion",
     "UploadCancelled",
     "ViewStillAlive",
+    "WrongDevice",
     "WrongLoop",
     "request_device",
 ]

@@ -108,6 +108,10 @@ class InvalidSubmit(StagingError, ValueError):
     """A command buffer that cannot be submitted here: another device's, submitted before, or none at all."""
 
 
+class WrongDevice(StagingError, ValueError):
+    """An object of another device than the ring's."""
+
+
 class WrongLoop(StagingError, RuntimeError):
     """A ring, allocation or fence was used from another event loop, thread or process than the one it lives on."""
 
@@ -117,7 +121,7 @@ class CannotStartThread(StagingError, RuntimeError):
 
 
 class UnsupportedVersion(StagingError, RuntimeError):
-    """The installed wgpu cannot be driven by this version of the library."""
+    """The installed wgpu, or pygfx, cannot be driven by this version of the library."""
 
 
 Error = TypeVar("Error", bound=Exception)
