@@ -23,9 +23,7 @@ class Region(NamedTuple):
     @property
     def window(self) -> tuple[slice, slice, slice]:
         """The same of an array (depth, height, width, …)."""
-        z, y, x = (
-            slice(start, start + count) for start, count in zip(self.offset[::-1], self.size[::-1], strict=True)
-        )
+        z, y, x = (slice(start, start + count) for start, count in zip(self.offset[::-1], self.size[::-1], strict=True))
         return z, y, x
 
 
@@ -68,7 +66,9 @@ def texels(array: Array, texture: Layout | Array, offset: Triple, size: Any) -> 
         raise InvalidCopy(f"{size} texels at {offset} do not fit in a texture of {room}")
     shape = (*size[::-1], *channels)
     if array.size != math.prod(shape):
-        raise InvalidCopy(f"an array of shape {array.shape} does not have the {size} texels of {channels or 1} channels")
+        raise InvalidCopy(
+            f"an array of shape {array.shape} does not have the {size} texels of {channels or 1} channels"
+        )
     return Region(offset, size), array.reshape(shape)
 
 
@@ -105,8 +105,8 @@ def items(array: Array, kept: Array, offset: int, size: int | None) -> tuple[sli
 
 
 def aligned(array: Array, kept: Array, part: slice) -> tuple[int, Array]:
-    """Where the bytes of `array` go, and they, with as many of its neighbours' as make them begin and end at multiples of
-    four, which copies do."""
+    """Where the bytes of `array` go, and they, with as many of its neighbours' as make them begin and end at multiples
+    of four, which copies do."""
     itemsize = array.itemsize * math.prod(array.shape[1:])
     step = 4 // math.gcd(4, itemsize)
     start, stop = part.start // step * step, min(-(-part.stop // step) * step, len(kept))

@@ -44,8 +44,8 @@ _streams: WeakValueDictionary[tuple[int, int], TextureStream | BufferStream] = W
 async def attach(ring: StagingRing, resource: Any) -> Any:
     """A stream into a `gfx.Texture` or `gfx.Buffer`, before or after it was first drawn.
 
-    The ring is one of pygfx's own device, `pygfx.renderers.wgpu.get_shared().device`. Attached again, a resource has the
-    same stream.
+    The ring is one of pygfx's own device, `pygfx.renderers.wgpu.get_shared().device`. Attached again, a resource has
+    the same stream.
 
     A resource that was made without data, and drawn, cannot be written to before it is made anew on the GPU, which is
     done here; what a shader of the program's own wrote to it is lost then, unless its usage has COPY_SRC.
