@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import builtins
 import importlib.util
 import inspect
 import re
@@ -30,8 +31,14 @@ EXAMPLES = {"memory_pool_demo": (), "compressed_texture_demo": (photos.bundled()
 """With the arguments of their `main`, but for the picture; `test_demo.py` has the third."""
 
 
-NEEDS = {"distributed.md": ("distributed", "pip install 'aiostage[dask]'")}
-"""What a page's blocks import beside the library; they have processes of their own, and need no loop."""
+NEEDS = {
+    "distributed.md": ("distributed", "pip install 'aiostage[dask]'"),
+    "pygfx.md": ("pygfx", "pip install 'aiostage[pygfx]'"),
+}
+"""What a page's blocks import beside the library."""
+
+WITHOUT_A_LOOP = {"distributed.md"}
+"""Whose blocks have processes of their own, and need none."""
 
 
 def blocks(page: Path) -> list[str]:
@@ -49,6 +56,7 @@ def module(path: Path) -> Any:
 
 
 async def run_blocks(page: Path, namespace: dict[str, Any]) -> None:
+    namespace["__builtins__"] = builtins  # where compiled modules look when they import, as in any module
     for block in blocks(page):
         code = compile(block, str(page), "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
         pending = types.FunctionType(code, namespace)()
@@ -63,8 +71,8 @@ def test_a_page_runs_from_top_to_bottom_in_one_session(page: Path, loop: str) ->
     if page.name in NEEDS:
         needed, how = NEEDS[page.name]
         pytest.importorskip(needed, reason=f"{needed} is not installed: {how}")
-        if loop != "asyncio":
-            pytest.skip("the page has no coroutine on this loop")
+    if page.name in WITHOUT_A_LOOP and loop != "asyncio":
+        pytest.skip("the page has no coroutine on this loop")
     anyio.run(run_blocks, page, {}, **LOOPS[loop])
 
 

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
+import runpy
+import subprocess
+import sys
 import weakref
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import anyio
@@ -13,6 +18,7 @@ import numpy as np
 import pytest
 import wgpu
 from misuse_cases import LOOPS
+from PIL import Image
 
 import aiostage
 
@@ -661,3 +667,37 @@ def test_it_runs_on_every_loop(loop: str, pygfx_device: wgpu.GPUDevice) -> None:
                 assert (stage.draw()[..., :3] == value).all()
 
     anyio.run(main, **LOOPS[loop])
+
+
+# -- the examples --
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+
+def run_example(name: str, *arguments: str, home: Path) -> str:
+    """As a user runs it, in a home without anything."""
+    command = [sys.executable, str(EXAMPLES / f"{name}.py"), "--offscreen", *arguments]
+    environment = os.environ | {"HOME": str(home), "PYGFX_WGPU_ADAPTER_NAME": adapter_name()}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=180, cwd=home, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert not done.stderr
+    return done.stdout
+
+
+def adapter_name() -> str:
+    return gfx.renderers.wgpu.get_shared().adapter.summary
+
+
+def test_the_video_shows_its_last_frame_pixel_by_pixel(pygfx_device: wgpu.GPUDevice, tmp_path: Path) -> None:
+    said = run_example("pygfx_video", "--frames", "5", "--output", "video.png", home=tmp_path)
+    assert said.startswith("5 frames of 640 × 360")
+    picture = np.asarray(Image.open(tmp_path / "video.png"))
+    assert np.array_equal(picture, runpy.run_path(str(EXAMPLES / "pygfx_video.py"))["video_frame"](4)[..., :3])
+
+
+def test_the_volume_is_seen_to_grow(pygfx_device: wgpu.GPUDevice, tmp_path: Path) -> None:
+    run_example("pygfx_volume", "--output", "volume.png", home=tmp_path)
+    pictures = np.split(np.asarray(Image.open(tmp_path / "volume.png")), 4, axis=1)
+    lit = [int((picture.max(axis=2) > 40).sum()) for picture in pictures]
+    assert lit == sorted(lit)
+    assert lit[3] > 1.5 * lit[1] > 1.5 * lit[0] > 1000
