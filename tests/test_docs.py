@@ -33,6 +33,7 @@ EXAMPLES = {"memory_pool_demo": (), "compressed_texture_demo": (photos.bundled()
 
 NEEDS = {
     "distributed.md": ("distributed", "pip install 'aiostage[dask]'"),
+    "fastplotlib.md": ("fastplotlib", "pip install 'aiostage[fastplotlib]'"),
     "pygfx.md": ("pygfx", "pip install 'aiostage[pygfx]'"),
 }
 """What a page's blocks import beside the library."""
@@ -65,6 +66,7 @@ async def run_blocks(page: Path, namespace: dict[str, Any]) -> None:
 
 
 @pytest.mark.blocks_loop("the pages ask for devices and read back, and wait")
+@pytest.mark.filterwarnings("ignore:.* encountered in divide:RuntimeWarning:pygfx")  # fastplotlib's axes without a size
 @pytest.mark.parametrize("loop", LOOPS)
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)], ids=lambda page: page.name)
 def test_a_page_runs_from_top_to_bottom_in_one_session(page: Path, loop: str) -> None:
