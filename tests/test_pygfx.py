@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import json
 import os
 import runpy
 import subprocess
@@ -701,3 +702,18 @@ def test_the_volume_is_seen_to_grow(pygfx_device: wgpu.GPUDevice, tmp_path: Path
     lit = [int((picture.max(axis=2) > 40).sum()) for picture in pictures]
     assert lit == sorted(lit)
     assert lit[3] > 1.5 * lit[1] > 1.5 * lit[0] > 1000
+
+
+def test_the_benchmark_runs_in_short_and_keeps_its_figures(tmp_path: Path) -> None:
+    command = [sys.executable, "-P", "-m", "benchmarks", "gfx", "--quick", "--software", "--out", str(tmp_path)]
+    environment = os.environ | {"HOME": str(tmp_path), "PYTHONPATH": str(EXAMPLES.parent)}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=180, cwd=tmp_path, env=environment)
+    assert done.returncode == 0, done.stderr
+    (kept,) = tmp_path.glob("*-gfx.json")
+    figures = json.loads(kept.read_text())["figures"]
+    ways = {"aiostage", "aiostage, with data on the CPU", "update_full", "update_range", "send_data"}
+    of_all = [figures[work] for work in figures if isinstance(figures[work], dict)]
+    assert len(of_all) == 2
+    for found in of_all:
+        assert ways <= set(found)
+        assert all(found[way]["GB/s"]["p50"] > 0 and found[way]["draw_ms"]["n"] > 0 for way in ways)
