@@ -35,6 +35,7 @@ from .errors import (
     UnsupportedVersion,
     UploadCancelled,
     ViewStillAlive,
+    WrongDevice,
     WrongLoop,
 )
 from .fences import Fence, FenceTracker
@@ -82,6 +83,7 @@ __all__ = [
     "UnsupportedVersion",
     "UploadCancelled",
     "ViewStillAlive",
+    "WrongDevice",
     "WrongLoop",
     "request_device",
 ]

@@ -167,6 +167,13 @@ class InvalidSubmit(StagingError, ValueError):
     """
 
 
+class WrongDevice(StagingError, ValueError):
+    """An object of another device than the ring's.
+
+    What to do: open the ring on the device of the object; a program of pygfx's has one, `gfx.renderers.wgpu.get_shared().device`.
+    """
+
+
 class WrongLoop(StagingError, RuntimeError):
     """A ring, allocation or fence was used from another event loop, thread or process than the one it lives on.
 
@@ -183,9 +190,9 @@ class CannotStartThread(StagingError, RuntimeError):
 
 
 class UnsupportedVersion(StagingError, RuntimeError):
-    """The installed wgpu cannot be driven by this version of the library.
+    """The installed wgpu, or pygfx, cannot be driven by this version of the library.
 
-    What to do: install a wgpu that it was tested with, as the message says, or a newer aiostage.
+    What to do: install one that it was tested with, as the message says, or a newer aiostage.
     """
 
 

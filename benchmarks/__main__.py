@@ -11,13 +11,15 @@ from aiostage.tools.cli import Parser, exit_status, require
 from . import machine
 
 NAMES = ("fences", "costs", "throughput", "lag", "textures", "files", "pools", "views", "atomic", "streams")
-ALONE = ("cluster",)
-"""Not among all: it starts processes, and needs dask."""
+ALONE = ("cluster", "gfx")
+"""Not among all: the one starts processes, and needs dask; the other needs pygfx, whose one device it takes."""
 
 
 def main() -> None:
     parser = Parser(prog="benchmarks", description="Measure aiostage and its peers, and print the figures.")
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"which ones: {', '.join(NAMES)}; or all; cluster")
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help=f"which ones: {', '.join(NAMES)}; or all; {', '.join(ALONE)}"
+    )
     parser.add_argument("--quick", action="store_true", help="fewer repetitions; all of them in under two minutes")
     parser.add_argument("--uvloop", action="store_true", help="on uvloop in place of asyncio's own loop")
     machine.add_arguments(parser)
@@ -30,12 +32,14 @@ def main() -> None:
         parser.error(f"which ones? {', '.join(NAMES)}; or all")
     unknown = set(names) - {*NAMES, *ALONE}
     if unknown:
-        parser.error(f"no such benchmark: {', '.join(sorted(unknown))}; there are {', '.join(NAMES)}; or all")
+        parser.error(f"no such benchmark: {', '.join(sorted(unknown))}; there are {', '.join(NAMES + ALONE)}; or all")
     if len(names) > 1 and machine.is_file(arguments.out):
         parser.error(f"--out {arguments.out}: a file holds one benchmark's figures; name a directory for several")
     require("bench", {"psutil": "psutil"} | ({"uvloop": "uvloop"} if arguments.uvloop else {}))
     if "cluster" in names:
         require("dask", {"distributed": "distributed"})
+    if "gfx" in names:
+        require("pygfx", {"pygfx": "pygfx"})
     machine.check_out(arguments.out)
     runner = asyncio.run
     if arguments.uvloop:

@@ -13,7 +13,7 @@ from typing import Any
 
 from aiostage.tools.cli import Parser, exit_status
 
-from . import costs, fences, lag, pools, since, soak, textures, throughput
+from . import costs, fences, gfx, lag, pools, since, soak, textures, throughput
 from .machine import RESULTS
 
 PAGE = RESULTS.parent.parent / "docs" / "performance.md"
@@ -64,6 +64,9 @@ def sections() -> Iterator[str]:
         yield from rates(machine, "textures")
         yield f"### Frames of 198 MB at {textures.FPS} per second (`{machine}-textures.json`)\n"
         yield table(textures.FRAMES_HEADER, textures.frame_rows(load(machine, "textures")["figures"]["frames"]))
+        if has(machine, "gfx"):
+            yield f"### Texels that arrive while pygfx draws them (`{machine}-gfx.json`)\n"
+            yield table(gfx.HEADER, gfx.rows(load(machine, "gfx")["figures"]))
         if has(machine, "pools"):
             yield f"### Memory pools (`{machine}-pools.json`)\n"
             yield table(pools.HEADER, pools.rows(load(machine, "pools")["figures"]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import builtins
 import importlib.util
 import inspect
 import re
@@ -36,6 +37,8 @@ EXAMPLES: dict[str, tuple[Any, ...]] = {
 
 NEEDS = {
     "distributed.md": ("distributed", "pip install 'aiostage[dask]'"),
+    "fastplotlib.md": ("fastplotlib", "pip install 'aiostage[fastplotlib]'"),
+    "pygfx.md": ("pygfx", "pip install 'aiostage[pygfx]'"),
     "jupyter.md": ("anywidget", "pip install 'aiostage[jupyter]'"),
 }
 """What a page's blocks import beside the library."""
@@ -61,6 +64,7 @@ def module(path: Path) -> Any:
 
 
 async def run_blocks(page: Path, namespace: dict[str, Any]) -> None:
+    namespace["__builtins__"] = builtins  # where compiled modules look when they import, as in any module
     for block in blocks(page):
         code = compile(block, str(page), "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
         pending = types.FunctionType(code, namespace)()
@@ -69,6 +73,7 @@ async def run_blocks(page: Path, namespace: dict[str, Any]) -> None:
 
 
 @pytest.mark.blocks_loop("the pages ask for devices and read back, and wait")
+@pytest.mark.filterwarnings("ignore:.* encountered in divide:RuntimeWarning:pygfx")  # fastplotlib's axes without a size
 @pytest.mark.parametrize("loop", LOOPS)
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)], ids=lambda page: page.name)
 def test_a_page_runs_from_top_to_bottom_in_one_session(
