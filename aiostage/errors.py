@@ -170,7 +170,7 @@ class InvalidSubmit(StagingError, ValueError):
 class WrongDevice(StagingError, ValueError):
     """An object of another device than the ring's.
 
-    What to do: open the ring on the device of the object; a program of pygfx's has one, `gfx.renderers.wgpu.get_shared().device`.
+    What to do: open the ring on the object's device. pygfx has one, `gfx.renderers.wgpu.get_shared().device`.
     """
 
 
