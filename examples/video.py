@@ -8,28 +8,21 @@ is given. Needs: pip install 'aiostage[demo,video]'
 
 from __future__ import annotations
 
-import argparse
-import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-import anyio
 import av
+import clips
+import launch
 import numpy as np
 import wgpu
-from offscreen import Offscreen, read
-from PIL import Image, ImageDraw, ImageFont
+from pictures import Page
+from PIL import Image
 
 import aiostage
 from aiostage.streams import feed, sources
-from aiostage.tools.cli import exit_status
-from aiostage.tools.demo import photos
-from aiostage.tools.demo.gpu import describe, find_adapter
 from aiostage.tools.demo.options import UsageError
 
-COLUMNS, CELLS = 4, 12  # of the picture
-WIDEST = 320  # pixels of a cell
 DRAWN = ("yuv420p", "yuvj420p", "yuv422p", "yuvj422p", "yuv444p", "yuvj444p")  # other formats become yuv444p first
 MATRICES = {1: ("BT.709", 0.2126, 0.0722), 9: ("BT.2020", 0.2627, 0.0593)}  # by AVColorSpace, with Kr and Kb
 BT601 = ("BT.601", 0.299, 0.114)  # which FFmpeg also takes where a file does not say
@@ -64,15 +57,6 @@ def conversion(frame: av.VideoFrame) -> tuple[str, np.ndarray]:
     return f"{name}, {'full' if is_full else 'limited'} range", matrix
 
 
-def survey(path: Path) -> tuple[int, int, int]:
-    """Width, height, and the number of packets, which is about that of the frames. Decodes nothing."""
-    with av.open(path) as container:
-        if not container.streams.video:
-            raise UsageError(f"{path}: there is no video in it")
-        stream = container.streams.video[0]
-        return stream.width, stream.height, sum(packet.size > 0 for packet in container.demux(stream))
-
-
 def decode(path: Path) -> Iterator[av.VideoFrame]:
     """All frames, of the format and size of the first. `feed` asks for them in threads, ahead of what is drawn."""
     with av.open(path) as container:
@@ -84,108 +68,36 @@ def decode(path: Path) -> Iterator[av.VideoFrame]:
             yield frame.reformat(*kind)  # the same frame, unless the video has changed
 
 
-class Painter:
-    """Draws each frame over the layer of its twelfth, and keeps a column of it."""
+async def main(device: wgpu.GPUDevice, video: Path | None) -> Image.Image:
+    with clips.given(video, device.limits["max-texture-dimension-2d"]) as clip:
+        page = Page(device, (clip.width, clip.height), SHADER, clip.packets)
+        matrix = device.create_buffer(size=48, usage=wgpu.BufferUsage.COPY_DST | wgpu.BufferUsage.UNIFORM)
+        textures: list[wgpu.GPUTexture] = []
+        colours: dict[str, None] = {}
 
-    def __init__(self, ring: aiostage.StagingRing, size: tuple[int, int], total: int) -> None:
-        self.ring, self.total, self.count = ring, max(total, 1), 0
-        self.said: dict[str, None] = {}  # of the frames' colours
-        self.numbers = [-1] * CELLS  # of the frames in the layers
-        self.planes: list[wgpu.GPUTexture] = []
-        self.picture = Offscreen(ring.device, size, SHADER, CELLS)
-        usage = wgpu.TextureUsage.COPY_DST | wgpu.TextureUsage.COPY_SRC
-        strip = (min(self.total, ring.device.limits["max-texture-dimension-2d"]), size[1], 1)
-        self.strip = ring.device.create_texture(size=strip, format="rgba8unorm", usage=usage)
-        usage = wgpu.BufferUsage.COPY_DST | wgpu.BufferUsage.UNIFORM
-        self.matrix = ring.device.create_buffer(size=48, usage=usage)
+        async def draw(decoded: av.VideoFrame) -> aiostage.Fence:
+            planes = [sources.plane(decoded, number) for number in range(3)]  # no copies
+            if not textures:
+                usage = wgpu.TextureUsage.COPY_DST | wgpu.TextureUsage.TEXTURE_BINDING
+                for height, width in (plane.shape for plane in planes):
+                    textures.append(device.create_texture(size=(width, height, 1), format="r8unorm", usage=usage))
+                page.bind(matrix, *(texture.create_view() for texture in textures))
+            said, to_rgb = conversion(decoded)
+            colours[said] = None
+            async with ring.frame() as frame:  # waits while three are in flight
+                await frame.write_buffer(matrix, 0, to_rgb)
+                for texture, plane in zip(textures, planes, strict=True):
+                    await frame.write_texture({"texture": texture}, plane)
+                page.draw(frame.encoder)
+            return frame.fence
 
-    async def draw(self, decoded: av.VideoFrame) -> aiostage.Fence:
-        said, matrix = conversion(decoded)
-        planes = [sources.plane(decoded, number) for number in range(3)]  # no copies
-        if not self.planes:
-            usage = wgpu.TextureUsage.COPY_DST | wgpu.TextureUsage.TEXTURE_BINDING
-            sizes = [(*plane.shape[::-1], 1) for plane in planes]
-            make = self.ring.device.create_texture
-            self.planes = [make(size=size, format="r8unorm", usage=usage) for size in sizes]
-            self.picture.bind(self.matrix, *(plane.create_view() for plane in self.planes))
-        part = min(self.count, self.total - 1)
-        cell, column = part * CELLS // self.total, part * self.strip.size[0] // self.total
-        async with self.ring.frame() as frame:  # waits while three are in flight
-            await frame.write_buffer(self.matrix, 0, matrix)
-            for texture, plane in zip(self.planes, planes, strict=True):
-                await frame.write_texture({"texture": texture}, plane)
-            self.picture.draw(frame.encoder, cell)
-            middle = {"texture": self.picture.texture, "origin": (self.picture.size[0] // 2, 0, cell)}
-            place = {"texture": self.strip, "origin": (column, 0, 0)}
-            frame.encoder.copy_texture_to_texture(middle, place, (1, self.picture.size[1], 1))
-        self.numbers[cell], self.said[said] = self.count, None
-        self.count += 1
-        return frame.fence
-
-
-def compose(painter: Painter) -> Image.Image:
-    """The last frame of each twelfth; below, the middle column of every frame."""
-    width, height = painter.picture.size
-    if width > WIDEST:
-        width, height = WIDEST, max(1, WIDEST * height // width)
-    gap, line = 8, 20
-    page = Image.new("RGB", (gap + COLUMNS * (width + gap), gap + CELLS // COLUMNS * (height + line) + height + gap))
-    draw, font = ImageDraw.Draw(page), ImageFont.load_default(12)
-    for cell, number in enumerate(painter.numbers):
-        if number >= 0:
-            left, top = gap + cell % COLUMNS * (width + gap), gap + cell // COLUMNS * (height + line)
-            page.paste(painter.picture.read(cell).resize((width, height), Image.Resampling.BOX), (left, top))
-            draw.text((left, top + height + 2), f"frame {number}", "#aab4c4", font)
-    strip = read(painter.ring.device, painter.strip).resize((page.width - 2 * gap, height), Image.Resampling.NEAREST)
-    page.paste(strip, (gap, page.height - gap - height))
-    return page
-
-
-def make_video(path: Path, count: int = 96) -> None:
-    """Four seconds of waves from two points that go round."""
-    y, x = np.mgrid[:180, :320] / 90.0 - [[[1.0]], [[16 / 9]]]
-    with av.open(path, "w") as container:
-        stream = container.add_stream("libx264" if "libx264" in av.codecs_available else "mpeg4", rate=24)
-        stream.width, stream.height, stream.pix_fmt, stream.bit_rate = 320, 180, "yuv420p", 2_000_000
-        stream.codec_context.colorspace, stream.codec_context.color_range = 1, 1
-        for turn in np.linspace(0, 2 * np.pi, count, endpoint=False):
-            far = np.hypot(x - np.cos(turn), y - 0.6 * np.sin(turn))
-            near = np.hypot(x + 0.9 * np.sin(turn), y + 0.5 * np.cos(2 * turn))
-            phase = 3 * far + 2 * np.sin(4 * near - turn) + 2 * turn
-            light = 110 + 70 * np.cos(6 * near - 2 * turn)
-            waves = np.stack([light * (1 + 0.9 * np.sin(phase + shift)) for shift in (0.0, 0.9, 1.8)], -1)
-            frame = av.VideoFrame.from_ndarray(np.clip(waves, 0, 255).astype(np.uint8), "rgb24")
-            container.mux(stream.encode(frame.reformat(format="yuv420p", dst_colorspace="ITU709")))
-        container.mux(stream.encode())
-
-
-async def main(output: Path, path: Path | None = None) -> None:
-    adapter = find_adapter()
-    device = adapter.request_device_sync()
-    print(describe(adapter))
-    with tempfile.TemporaryDirectory() as folder:
-        if path is None:
-            path = Path(folder) / "waves.mp4"
-            await anyio.to_thread.run_sync(make_video, path)
-        try:
-            width, height, total = await anyio.to_thread.run_sync(survey, path)
-            if not 0 < max(width, height) <= device.limits["max-texture-dimension-2d"]:
-                raise UsageError(f"{path}: this device has no textures of {width} × {height} pixels")
-            async with aiostage.StagingRing(device, ring_count=3, buffer_size=4 * aiostage.MiB) as ring:
-                painter = Painter(ring, (width, height), total)
-                await feed(ring, decode(path), painter.draw, limit=4, ordered=True)
-        except av.FFmpegError as error:
-            raise UsageError(f"{path}: {error.strerror}") from error
-    if not painter.count:
-        raise UsageError(f"{path}: no frame of it could be decoded")
-    print(f"{path.name}: {painter.count} frames of {width} × {height}, {'; '.join(painter.said)}")
-    photos.write(compose(painter), output)
-    print(f"wrote {output}")
+        async with aiostage.StagingRing(device, ring_count=3, buffer_size=4 * aiostage.MiB) as ring:
+            await feed(ring, decode(clip.path), draw, limit=4, ordered=True)
+    if not page.drawn:
+        raise UsageError(f"{clip.path}: no frame of it could be decoded")
+    print(f"{clip.path.name}: {page.drawn} frames of {clip.width} × {clip.height}, {'; '.join(colours)}")
+    return page.read()
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("video", nargs="?", type=Path, help="what FFmpeg can read; default: one that is made")
-    parser.add_argument("--output", type=Path, default=Path("video.png"))
-    arguments = parser.parse_args()
-    sys.exit(exit_status(parser.prog, lambda: anyio.run(main, arguments.output, arguments.video)))
+    launch.run(main, __doc__, clips.add_options)

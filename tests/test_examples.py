@@ -1,4 +1,7 @@
-"""`examples/http_tiles.py` and `examples/video.py` as a user runs them: what they say, and all pixels they draw."""
+"""`examples/http_tiles.py` and `examples/video.py` as a user runs them: what they say, and all pixels they draw.
+
+What they do by default runs in a process of its own; the rest in this one, which takes a fraction of the time.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ import itertools
 import math
 import os
 import re
+import runpy
 import socket
 import subprocess
 import sys
@@ -14,6 +18,7 @@ import threading
 import types
 import wave
 from collections.abc import Callable, Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -26,38 +31,47 @@ from PIL import Image
 
 import aiostage
 from aiostage.streams import UploadQueue, sources
+from aiostage.tools.demo.options import UsageError
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 TILE = 256
 RNG = np.random.default_rng(5)
 
-Run = Callable[..., "subprocess.CompletedProcess[str]"]
+pytestmark = pytest.mark.blocks_loop("the examples draw and read back")
+
+Ran = subprocess.CompletedProcess[str]
+Run = Callable[..., Ran]
 
 
-@pytest.fixture
-def run(tmp_path: Path) -> Run:
-    """Runs an example in an empty folder, with an empty home, and no proxy between it and a server of the test's."""
-    environment = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
-    environment["HOME"] = str(tmp_path / "home")
-    (tmp_path / "home").mkdir()
-
-    def start(name: str, *arguments: Any) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, EXAMPLES / name, *map(str, arguments)]
-        return subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=tmp_path, env=environment)
-
-    return start
-
-
-@pytest.fixture
-def load(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], types.ModuleType]:
-    """Imports an example, from its folder as Python does for a script."""
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An empty one to run in, with Python's path for a script, and no proxy before a server of the test's."""
+    for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
+        monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(EXAMPLES)
 
-    def start(name: str) -> types.ModuleType:
-        monkeypatch.delitem(sys.modules, name, raising=False)
-        return __import__(name)
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Runs an example in this process."""
+
+    def start(name: str, *arguments: Any) -> Ran:
+        monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_path(str(EXAMPLES / name), run_name="__main__")
+        assert isinstance(ended.value.code, int)
+        return Ran(sys.argv, ended.value.code, *capsys.readouterr())
 
     return start
+
+
+def run_alone(name: str, tmp_path: Path) -> Ran:
+    """Runs an example as it is started by hand, with an empty home."""
+    (tmp_path / "home").mkdir()
+    environment = {**os.environ, "HOME": str(tmp_path / "home")}
+    command = [sys.executable, EXAMPLES / name]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
 
 
 def pixels(path: Path) -> np.ndarray:
@@ -65,10 +79,10 @@ def pixels(path: Path) -> np.ndarray:
         return np.asarray(image.convert("RGB")).astype(int)
 
 
-def is_refused(run: subprocess.CompletedProcess[str], item: object) -> None:
+def is_refused(ran: Ran, item: object) -> None:
     """One line, that names what is wrong; and no traceback."""
-    assert run.returncode == 2, run.stderr
-    (line,) = run.stderr.splitlines()
+    assert ran.returncode == 2, ran.stderr
+    (line,) = ran.stderr.splitlines()
     assert str(item) in line
 
 
@@ -76,9 +90,9 @@ def is_refused(run: subprocess.CompletedProcess[str], item: object) -> None:
 
 
 @pytest.fixture
-def tiles(load: Callable[[str], types.ModuleType]) -> Any:
+def tiles() -> types.ModuleType:
     pytest.importorskip("httpx", reason="httpx is not installed: pip install 'aiostage[http]'")
-    return load("http_tiles")
+    return import_module("http_tiles")
 
 
 def corner_of(latitude: float, longitude: float, zoom: int) -> tuple[int, int]:
@@ -90,13 +104,14 @@ def corner_of(latitude: float, longitude: float, zoom: int) -> tuple[int, int]:
 
 
 def mosaic(corner: tuple[int, int], zoom: int, tile: Callable[[int, int, int], Image.Image | None]) -> np.ndarray:
-    """What a picture shows: tiles that go round the world, and stripes where there are none."""
+    """What a picture shows: tiles, and stripes where there are none."""
     left, top = (n // TILE for n in corner)
-    y, x = np.mgrid[: 4 * TILE, : 6 * TILE]
-    page = np.repeat(np.where((x + y) % 16 < 8, 51, 41)[..., None], 3, axis=2)
+    rows, columns = np.mgrid[: 4 * TILE, : 6 * TILE]
+    page = np.repeat(np.where((rows + columns) % 16 < 8, 51, 41)[..., None], 3, axis=2)
     for row in range(4):
         for column in range(6):
-            found = tile(zoom, (left + column) % 2**zoom, top + row) if 0 <= top + row < 2**zoom else None
+            x, y = left + column, top + row
+            found = tile(zoom, x, y) if 0 <= min(x, y) <= max(x, y) < 2**zoom else None
             if found is not None:
                 page[row * TILE :, column * TILE :][:TILE, :TILE] = np.asarray(found.convert("RGB"))
     return page[corner[1] % TILE :, corner[0] % TILE :][:768, :1280]
@@ -109,8 +124,8 @@ def counts(said: str) -> tuple[int, ...]:
     return tuple(map(int, found.groups()))
 
 
-def test_the_map_shows_the_tiles_that_it_makes_pixel_by_pixel(tiles: Any, run: Run, tmp_path: Path) -> None:
-    ran = run("http_tiles.py")
+def test_the_map_shows_the_tiles_that_it_makes_pixel_by_pixel(tiles: Any, tmp_path: Path) -> None:
+    ran = run_alone("http_tiles.py", tmp_path)
     assert (ran.returncode, ran.stderr) == (0, "")
     assert ran.stdout.endswith("wrote http_tiles.png\n")
     uploaded, _, failed = counts(ran.stdout)
@@ -120,8 +135,18 @@ def test_the_map_shows_the_tiles_that_it_makes_pixel_by_pixel(tiles: Any, run: R
     assert len(np.unique(shown.reshape(-1, 3), axis=0)) > 10_000  # it is no flat colour
 
 
+def contents(x: int, y: int) -> bytes:
+    """A PNG file of a tile whose texels say where they are."""
+    rows, columns = np.mgrid[:TILE, :TILE]
+    with io.BytesIO() as file:
+        Image.fromarray(np.stack([rows, columns, (rows * x + columns * y) % 256], -1).astype(np.uint8)).save(
+            file, "png"
+        )
+        return file.getvalue()
+
+
 BAD = {
-    (10, 2): "404 Not Found",
+    (10, 2): "Client error '404 Not Found' for url 'http://127.0.0.1:",
     (11, 3): "not an image that Pillow can read",
     (12, 2): "image file is truncated",
     (11, 2): "512 × 512 pixels, not 256 × 256",
@@ -141,9 +166,9 @@ def bad_server(tiles: Any) -> Iterator[tuple[str, list[str]]]:
             super().do_GET()
 
         def tile(self, zoom: int, x: int, y: int) -> bytes:
-            good = super().tile(zoom, x, y)
+            good = contents(x, y)
             match BAD.get((x, y), "").split(" ")[0]:
-                case "404":
+                case "Client":
                     self.answer(404, "text/plain", b"")
                 case "not":
                     return b"<html>come back later</html>"
@@ -175,7 +200,7 @@ def test_tiles_that_fail_are_named_and_the_rest_is_shown(
     tiles: Any, run: Run, bad_server: tuple[str, list[str]], tmp_path: Path
 ) -> None:
     url, asked = bad_server
-    ran = run("http_tiles.py", "--url", url, "--timeout", 2)
+    ran = run("http_tiles.py", "--url", url, "--timeout", 3)
     assert ran.returncode == 0, ran.stderr
     lines = ran.stderr.splitlines()
     assert len(lines) == len(BAD)
@@ -185,8 +210,8 @@ def test_tiles_that_fail_are_named_and_the_rest_is_shown(
     assert failed == len(BAD)
     assert uploaded + failed <= len(asked) == len(set(asked))  # nothing twice; what has left was asked for at most
 
-    def good(zoom: int, x: int, y: int) -> Any:
-        return None if (x, y) in BAD else tiles.tile_server.draw(zoom, x, y)
+    def good(_: int, x: int, y: int) -> Any:
+        return None if (x, y) in BAD else Image.open(io.BytesIO(contents(x, y)))
 
     assert np.array_equal(pixels(tmp_path / "http_tiles.png"), mosaic(corner_of(76, 78, 4), 4, good))
 
@@ -199,62 +224,69 @@ def test_a_server_that_is_not_there_gets_one_line(tiles: Any, run: Run, tmp_path
     assert not (tmp_path / "http_tiles.png").exists()
 
 
+@pytest.mark.parametrize("url", ["file:///{z}/{x}/{y}.png", "http://[::1/{z}/{x}/{y}.png"])
+def test_an_address_that_is_none_gets_one_line(tiles: Any, run: Run, url: str) -> None:
+    is_refused(run("http_tiles.py", "--url", url), f"{url}: no tile can be shown")
+
+
 @pytest.mark.parametrize(
     ("option", "says"),
     [
         ("--url=http://127.0.0.1/{z}/{x}.png", "{x}.png has not all of {z}, {x} and {y}"),
+        ("--url=http://{s}.localhost/{z}/{x}/{y}.png", "{y}.png has more in braces than {z}, {x} and {y}"),
+        ("--url=http://127.0.0.1/{z}/{x}/{y}}.png", "{y}}.png has more in braces than {z}, {x} and {y}"),
         ("--at=86,0", "86,0 is no latitude"),
         ("--at=0,1e3", "0,1e3 is no latitude"),
         ("--zoom=23", "--zoom: invalid choice: 23"),
     ],
 )
 def test_options_of_the_map_that_mean_nothing_are_named(tiles: Any, run: Run, option: str, says: str) -> None:
-    ran = run("http_tiles.py", option)
-    assert ran.returncode == 2
-    assert says in ran.stderr.splitlines()[-1]
+    is_refused(run("http_tiles.py", option), says)
 
 
-@pytest.mark.blocks_loop("the example makes pipelines and reads back")
 async def test_the_nearest_are_fetched_first_and_what_scrolled_away_never(tiles: Any, device: wgpu.GPUDevice) -> None:
     asked: list[tuple[int, int]] = []
     may_answer, missing = anyio.Event(), (93, 42)
 
-    async def answer(request: Any) -> Any:
-        _, x, y = map(int, request.url.path.removesuffix(".png").strip("/").split("/"))
-        asked.append((x, y))
+    async def fetch(tile: tuple[int, int]) -> np.ndarray:
+        asked.append(tile)
         await may_answer.wait()
-        if (x, y) == missing:
-            return tiles.httpx.Response(404)
-        return tiles.httpx.Response(200, content=contents(x, y))
+        if tile == missing:
+            raise tiles.httpx.ReadTimeout("")
+        return tiles.decode(contents(*tile))
+
+    async def look(corner: tuple[int, int]) -> None:
+        """And draw a frame."""
+        shown.look(picture.move(corner), tasks)
+        async with ring.frame(uploads=queue) as frame:
+            await picture.draw(frame, shown.arrived)
+        await anyio.sleep(0.01)
 
     def far(tile: tuple[int, int], corner: tuple[int, int]) -> float:
         return math.dist(((tile[0] + 0.5) * TILE, (tile[1] + 0.5) * TILE), (corner[0] + 640, corner[1] + 384))
 
-    client = tiles.httpx.AsyncClient(transport=tiles.httpx.MockTransport(answer))
-    start, end, url = (100 * TILE - 30, 50 * TILE - 10), (90 * TILE + 20, 40 * TILE + 5), "http://tiles/{z}/{x}/{y}.png"
+    start, end = (100 * TILE - 30, 50 * TILE - 10), (90 * TILE + 20, 40 * TILE + 5)
     async with (
-        client,
         aiostage.StagingRing(device, 3, aiostage.MiB) as ring,
         anyio.create_task_group() as tasks,
         UploadQueue(ring, bytes_per_frame=2 * aiostage.MiB, concurrency=tiles.AT_ONCE) as queue,
     ):
-        shown = tiles.Map(queue, client, url, 8)
-        shown.look(start, tasks)
-        await shown.draw()
+        shown = tiles.Tiles(queue, fetch)
+        picture = tiles.TileMap(device, shown.layers, 8)
+        await look(start)
         first = list(asked)
         assert len(first) == tiles.AT_ONCE
         nearest = sorted((far((x, y), start), x, y) for x in range(99, 105) for y in range(49, 53))
         assert {(x, y) for _, x, y in nearest[: tiles.AT_ONCE]} == set(first)
-        shown.look(end, tasks)
+        shown.look(picture.move(end), tasks)
         assert queue.statistics().cancelled == 24 - tiles.AT_ONCE
         may_answer.set()
         while shown.waiting:
-            await shown.draw()
-        shown.look(end, tasks)  # the first ones have left
-        await shown.draw()
+            await look(end)
+        await look(end)  # the first ones have left
         assert sorted(asked) == sorted(first + [(x, y) for x in range(90, 96) for y in range(40, 44)])
         assert set(shown.arrived) == {(x, y) for x in range(90, 96) for y in range(40, 44)} - {missing}
-        assert shown.failed == {missing: "404 Not Found"}
+        assert shown.failed == {missing: "ReadTimeout"}
         assert sorted([*shown.arrived.values(), *shown.free]) == list(range(tiles.LAYERS))
         later = [far(tile, end) for tile in asked[tiles.AT_ONCE :]]
         assert max(later[: tiles.AT_ONCE]) <= min(later[-tiles.AT_ONCE :])
@@ -264,38 +296,35 @@ async def test_the_nearest_are_fetched_first_and_what_scrolled_away_never(tiles:
         return None if (x, y) == missing else Image.open(io.BytesIO(contents(x, y)))
 
     expected = mosaic(end, 8, good)
-    assert np.array_equal(np.asarray(shown.picture.read()), expected)
+    assert np.array_equal(np.asarray(picture.read()), expected)
 
 
-def contents(x: int, y: int) -> bytes:
-    """A PNG file of a tile whose texels say where they are."""
-    rows, columns = np.mgrid[:TILE, :TILE]
-    with io.BytesIO() as file:
-        Image.fromarray(np.stack([rows, columns, (rows * x + columns * y) % 256], -1).astype(np.uint8)).save(
-            file, "png"
-        )
-        return file.getvalue()
-
-
-@pytest.mark.blocks_loop("the example draws and reads back")
 @pytest.mark.parametrize("loop", LOOPS)
 def test_the_map_is_drawn_on_every_loop(
-    tiles: Any, loop: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiles: Any, loop: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tiles.STEPS = 4
-    anyio.run(tiles.main, tmp_path / "map.png", None, 1, (80.0, 179.5), 10.0, **LOOPS[loop])
-    expected = mosaic(corner_of(80, 179.5, 1), 1, tiles.tile_server.draw)  # a small world repeats, and has an end
+    monkeypatch.setattr(import_module("tile_map"), "STEPS", 4)
+    options = {"url": None, "zoom": 1, "at": (80.0, 179.5), "timeout": 10.0}
+    anyio.run(tiles.launch.draw, tiles.main, tmp_path / "map.png", options, **LOOPS[loop])
+    expected = mosaic(corner_of(80, 179.5, 1), 1, tiles.tile_server.draw)  # a small world has an end on all sides
     assert np.array_equal(pixels(tmp_path / "map.png"), expected)
-    assert counts(capsys.readouterr().out) == (4, 0, 0)  # each once, however often it shows
+    assert counts(capsys.readouterr().out) == (4, 0, 0)  # nothing is asked for that is none of its tiles
 
 
 # -- video --
 
 
 @pytest.fixture
-def video(load: Callable[[str], types.ModuleType]) -> Any:
+def video() -> types.ModuleType:
     pytest.importorskip("av", reason="PyAV (av) is not installed: pip install 'aiostage[video]'")
-    return load("video")
+    return import_module("video")
+
+
+def draw(video: Any, path: Path, loop: str = "asyncio") -> Path:
+    """The picture of a video."""
+    picture = path.with_suffix(".png")
+    anyio.run(video.launch.draw, video.main, picture, {"video": path}, **LOOPS[loop])
+    return picture
 
 
 def write(path: Path, av: Any, format: str, space: int, color_range: int, size: tuple[int, int], count: int) -> Path:
@@ -363,7 +392,6 @@ def check(picture: Path, frames: list[np.ndarray], most: int = 3) -> None:
     ],
 )
 @pytest.mark.parametrize("size", [(64, 48), (71, 49)], ids=["even", "odd"])
-@pytest.mark.blocks_loop("the example draws and reads back")
 def test_the_gpu_makes_of_every_frame_what_ffmpeg_does(
     video: Any,
     format: str,
@@ -375,9 +403,8 @@ def test_the_gpu_makes_of_every_frame_what_ffmpeg_does(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     path = write(tmp_path / "noise.mkv", video.av, format, space, color_range, size, 12)
-    anyio.run(video.main, tmp_path / "video.png", path)
+    check(draw(video, path), decoded(path, video.av))
     assert f"noise.mkv: 12 frames of {size[0]} × {size[1]}, {says}\n" in capsys.readouterr().out
-    check(tmp_path / "video.png", decoded(path, video.av))
 
 
 @pytest.mark.parametrize("value", [0, 8, 128, 240, 255])
@@ -391,7 +418,6 @@ def test_the_older_formats_of_full_range_need_not_say_so(video: Any, value: int)
     assert np.abs(ours - frame.to_ndarray(format="rgb24")[0, 0]).max() <= 2
 
 
-@pytest.mark.blocks_loop("the example draws and reads back")
 def test_frames_of_more_than_eight_bits_are_converted_first(video: Any, tmp_path: Path) -> None:
     """To yuv444p, for which FFmpeg smooths the chroma: so a sample and the next are some levels apart here."""
     path, (y, x) = tmp_path / "deep.mkv", np.mgrid[:48, :64] / 64.0
@@ -403,21 +429,20 @@ def test_frames_of_more_than_eight_bits_are_converted_first(video: Any, tmp_path
             frame = video.av.VideoFrame.from_ndarray((255 * colours).astype(np.uint8), "rgb24")
             container.mux(stream.encode(frame.reformat(format="yuv420p10le", dst_colorspace="ITU709")))
         container.mux(stream.encode())
-    anyio.run(video.main, tmp_path / "video.png", path)
-    check(tmp_path / "video.png", decoded(path, video.av), most=8)
+    check(draw(video, path), decoded(path, video.av), most=8)
 
 
 def test_every_frame_of_a_longer_video_is_drawn(video: Any, run: Run, tmp_path: Path) -> None:
-    video.make_video(tmp_path / "waves.mp4")
+    video.clips.make(tmp_path / "waves.mp4", 40)
     ran = run("video.py", "waves.mp4", "--output", "waves.png")
     assert (ran.returncode, ran.stderr) == (0, "")
     frames = decoded(tmp_path / "waves.mp4", video.av)
-    assert len(frames) == 96
+    assert len(frames) == 40
     check(tmp_path / "waves.png", frames)
 
 
-def test_the_video_that_it_makes_is_the_default(video: Any, run: Run, tmp_path: Path) -> None:
-    ran = run("video.py")
+def test_the_video_that_it_makes_is_the_default(video: Any, tmp_path: Path) -> None:
+    ran = run_alone("video.py", tmp_path)
     assert (ran.returncode, ran.stderr) == (0, "")
     assert re.search(
         r"^waves\.mp4: 96 frames of 320 × 180, BT\.\d+, limited range\nwrote video\.png$", ran.stdout, re.M
@@ -428,12 +453,10 @@ def test_the_video_that_it_makes_is_the_default(video: Any, run: Run, tmp_path: 
     assert all(np.abs(one - other).mean() > 10 for one, other in itertools.pairwise(cells))  # it moves
 
 
-@pytest.mark.blocks_loop("the example draws and reads back")
 @pytest.mark.parametrize("loop", LOOPS)
 def test_a_video_is_drawn_on_every_loop(video: Any, loop: str, tmp_path: Path) -> None:
     path = write(tmp_path / "noise.mkv", video.av, "yuv420p", 1, 1, (64, 48), 30)
-    anyio.run(video.main, tmp_path / "video.png", path, **LOOPS[loop])
-    check(tmp_path / "video.png", decoded(path, video.av))
+    check(draw(video, path, loop), decoded(path, video.av))
 
 
 @pytest.mark.parametrize("kind", ["text", "empty", "missing", "folder", "sound"])
@@ -452,6 +475,15 @@ def test_a_file_that_is_no_video_gets_one_line(video: Any, run: Run, kind: str, 
                 sound.writeframes(bytes(1000))
     is_refused(run("video.py", path.name), "clip.wav: ")
     assert not (tmp_path / "video.png").exists()
+
+
+def test_a_video_that_is_wider_than_any_texture_is_refused(video: Any, tmp_path: Path) -> None:
+    path = write(tmp_path / "noise.mkv", video.av, "yuv420p", 1, 1, (64, 48), 1)
+    with video.clips.given(path, 64) as clip:
+        assert (clip.width, clip.height, clip.packets) == (64, 48, 1)
+    with pytest.raises(UsageError, match=r"noise\.mkv: this device has no textures of 64 × 48 pixels"):
+        with video.clips.given(path, 63):
+            pass
 
 
 def test_of_a_video_that_ends_too_early_what_is_there_is_drawn(video: Any, run: Run, tmp_path: Path) -> None:
