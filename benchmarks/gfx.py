@@ -7,6 +7,7 @@ goes: the one says how long draws take and how late the loop is, the other how m
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
@@ -130,7 +131,7 @@ async def run(device: wgpu.GPUDevice, quick: bool) -> dict[str, Any]:
     gfx.renderers.wgpu.select_adapter(device.adapter)
     wgpu.preconfigure_default_device("benchmarks", preferred_features={"mappable-primary-buffers"})  # cached staging
     rounds, seconds = (1, 0.3) if quick else (3, 1.2)
-    figures: dict[str, Any] = {"picture": PICTURE, "pygfx": gfx.__version__}
+    figures: dict[str, Any] = {"picture": PICTURE, "pygfx": gfx.__version__, "load": os.getloadavg()[0]}
     for name, work in WORKLOADS.items():
         found: dict[str, Any] = {way: {"draws": [], "lags": [], "rates": [], "late": 0} for way in Ways.has_data}
         size = max(8 * aiostage.MiB, work.nbytes + 4096)  # what fits in a buffer takes no detour to be seen whole
