@@ -25,6 +25,8 @@ PLAIN = {"pixel_scale": 1, "pixel_filter": "nearest", "ppaa": "none"}  # a draw'
 DRAWS = 60  # a second
 AHEAD = 2  # draws that the GPU may not have done, at its fastest
 
+NOTHING = "nothing arrives"
+
 Write = Callable[[Any, tuple[int, int, int]], Awaitable[object]]
 
 
@@ -94,6 +96,7 @@ class Ways:
         "update_full": True,
         "update_range": True,
         "send_data": False,
+        NOTHING: False,
     }
 
     def __init__(self, scene: Scene, stream: Any) -> None:
@@ -120,7 +123,10 @@ class Ways:
         async def send_data(piece: Any, place: Any) -> None:
             texture.send_data(place, piece)
 
-        writes = (write, write, update_full, update_range, send_data)
+        async def nothing(piece: Any, place: Any) -> None:
+            """What a draw costs by itself."""
+
+        writes = (write, write, update_full, update_range, send_data, nothing)
         self.by_name: dict[str, Write] = dict(zip(self.has_data, writes, strict=True))
 
 
@@ -149,7 +155,7 @@ def summarise(found: dict[str, Any]) -> dict[str, Any]:
     return {
         "draw_ms": spread(found["draws"], 1e3),
         "lag_ms": spread(found["lags"], 1e3),
-        "GB/s": spread(found["rates"]),
+        "GB/s": spread(found["rates"]) if found["rates"] else None,
         "late": found["late"],
     }
 
@@ -166,7 +172,8 @@ async def measure(
     watch = asyncio.create_task(watch_timer(found["lags"]))
     await in_time(scene, write, work, seconds, found)
     watch.cancel()
-    found["rates"].append(await at_its_fastest(ring, scene, write, work, seconds / 2, at_once))
+    if way != NOTHING:
+        found["rates"].append(await at_its_fastest(ring, scene, write, work, seconds / 2, at_once))
 
 
 async def in_time(scene: Scene, write: Write, work: Workload, seconds: float, found: dict[str, Any]) -> None:
@@ -222,8 +229,9 @@ def rows(figures: dict[str, Any]) -> list[tuple[str, ...]]:
             at, cells = figures[name][way], list[str]()
             for key in ("draw_ms", "lag_ms"):
                 cells += [f"{at[key]['p50']:.2f} / {at[key]['p99']:.2f}", f"{at[key]['p99'] / peer[key]['p99']:.2f}"]
-            rate = at["GB/s"]["p50"]
-            table.append((name, way, *cells, f"{rate:.2f}", f"{rate / peer['GB/s']['p50']:.2f}"))
+            rate = at["GB/s"]["p50"] if at["GB/s"] else 0
+            rates = (f"{rate:.2f}", f"{rate / peer['GB/s']['p50']:.2f}") if rate else ("–", "–")
+            table.append((name, way, *cells, *rates))
     return table
 
 
