@@ -73,6 +73,7 @@ async def run_blocks(page: Path, namespace: dict[str, Any]) -> None:
 
 
 @pytest.mark.blocks_loop("the pages ask for devices and read back, and wait")
+@pytest.mark.filterwarnings("ignore:Port 8787 is already in use")  # by another dask cluster on this machine
 @pytest.mark.filterwarnings("ignore:.* encountered in divide:RuntimeWarning:pygfx")  # fastplotlib's axes without a size
 @pytest.mark.parametrize("loop", LOOPS)
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)], ids=lambda page: page.name)
