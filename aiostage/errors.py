@@ -116,6 +116,11 @@ class CannotStartThread(StagingError, RuntimeError):
     """The system lets this process have no more threads, so a ring or tracker could not be opened; nothing was kept."""
 
 
+class CannotServe(StagingError, OSError):
+    """`aiostage.monitoring` has no place for a socket that its user alone can reach, or the system has no such sockets;
+    nothing was kept. Everything else works without it."""
+
+
 class UnsupportedVersion(StagingError, RuntimeError):
     """The installed wgpu cannot be driven by this version of the library."""
 

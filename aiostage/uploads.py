@@ -196,6 +196,8 @@ async def write_texels_now(engine: Engine, destination: Any, data: Any, data_lay
 
 async def carried(engine: Engine, upload: Upload) -> Any:
     """The fence of a whole upload, when all was submitted. Cancelled, it ends when what was begun is submitted."""
+    port = engine.port
+    upload.name = port.name_of(port.current_task())  # for `holdups`
     try:
         while upload.value is None and upload.error is None:  # as `is_over`, without a call
             upload.event = engine.port.signal()
