@@ -80,7 +80,7 @@ def _draw_once(program: Program) -> int:
         if line is None or not _take(line, history):
             break
     console = Console(highlight=False)
-    console.print(View(console, _title(program)).draw(history))
+    console.print(View(console, program.name, program.pid).draw(history))
     return 0
 
 
@@ -100,7 +100,7 @@ def _show_live(program: Program, console: Console, interval: float) -> str:
     from .view import View
 
     history, end = History(), [""]
-    view = View(console, _title(program))
+    view = View(console, program.name, program.pid)
     with Live(view.draw(history), console=console, auto_refresh=False, vertical_overflow="ellipsis") as live:
         for silent in _changes(program, history, interval, end):
             note = f"silent for {silent:.0f} s" if silent else ""
@@ -113,7 +113,7 @@ def _show_lines(program: Program, interval: float) -> str:
     from .view import plain_line
 
     history, end = History(), [""]
-    print(_title(program), flush=True)
+    print(f"aiostage monitor · {program.name} · pid {program.pid}", flush=True)
     for silent in _changes(program, history, interval, end):
         lines = [plain_line(ring) for ring in history.rings.values()] or ["no ring is open"]
         for text in [f"silent for {silent:.0f} s"] if silent else lines:
@@ -149,7 +149,3 @@ def _take(line: Line, history: History) -> bool:
     if kind == "sample":
         history.add(line.said)
     return bool(kind != "end")
-
-
-def _title(program: Program) -> str:
-    return f"aiostage monitor · {program.name} · pid {program.pid}"

@@ -40,8 +40,9 @@ _COLOURS = {"available": "green", "in_use": "yellow", "fenced": "blue"}
 class View:
     """Draws a history on a console, as wide as that is."""
 
-    def __init__(self, console: Console, title: str) -> None:
-        self._console, self._title = console, _clean(title)
+    def __init__(self, console: Console, program: str, pid: int) -> None:
+        self._console = console
+        self._program = _clean(f"{program} · pid {pid}")
         self._is_plain = console.options.ascii_only
         self._glyphs = ASCII if self._is_plain else UNICODE
 
@@ -52,7 +53,10 @@ class View:
         :param height: lines that there are. Rings for which too few are left get one each.
         """
         self._width = self._console.width
-        lines = [self._text(f"{self._title}{f': {note}' * bool(note)}", "bold red" if note else "bold")]
+        title = self._program + f": {note}" * bool(note)
+        if len(long := f"aiostage monitor · {title}") <= self._width:
+            title = long
+        lines = [self._text(title, "bold red" if note else "bold")]
         left = len(history.rings)
         for ring in history.rings.values():
             drawn, left = [Text(), *self._ring(ring)], left - 1
