@@ -697,8 +697,10 @@ def test_a_program_without_the_variable_has_no_thread_no_socket_and_no_module_fo
     assert not folder.exists()
 
 
-@pytest.mark.parametrize("columns", [40, 80])
-def test_the_live_view_shows_everything_and_ctrl_c_leaves_it(columns: int, folder: Path) -> None:
+@pytest.mark.parametrize(("columns", "by", "status"), [(40, signal.SIGINT, 130), (80, signal.SIGTERM, 143)])
+def test_the_live_view_shows_everything_and_is_left_with_the_terminal_as_it_was(
+    columns: int, by: int, status: int, folder: Path
+) -> None:
     with Program(folder) as program, Terminal(folder, columns) as terminal:
         shown = bare(terminal.until(lambda shown: bare(shown).count("fences") > 4))
         assert "\x1b[3" in terminal.shown  # there are colours
@@ -706,9 +708,9 @@ def test_the_live_view_shows_everything_and_ctrl_c_leaves_it(columns: int, folde
         assert f"monitored.py · pid {program.pid}" in shown
         for row in ("buf 0", "buf 1", "buf 2", "waits", "rate", "stalls", "fences", "lag", "budget"):
             assert re.search(rf"^\s*{row} ", shown, re.MULTILINE), row
-        lanes = re.findall(r"buf 0  ([▁▄█╳]+)", shown)
+        lanes = re.findall(r"buf 0   ([▁▄▆╳]+)", shown)
         assert len(lanes[-1]) > len(lanes[0])  # a column more for each sample
-        assert terminal.end(by=signal.SIGINT) == 130
+        assert terminal.end(by=by) == status
         assert terminal.shown.count("\x1b[?25h") == terminal.shown.count("\x1b[?25l") == 1  # the cursor is back
         assert "Traceback" not in terminal.shown
         program.end()
@@ -763,7 +765,7 @@ def test_once_as_json_and_where_there_is_no_terminal(folder: Path) -> None:
     with Program(folder) as program:
         once = command(folder, "--once")
         assert once.returncode == 0, once.stderr
-        assert re.search(r"^buf 2  [▁▄█╳]+$", once.stdout, re.MULTILINE)
+        assert re.search(r"^buf 2   [▁▄▆╳]+$", once.stdout, re.MULTILINE)
         assert "\x1b" not in once.stdout
         one = command(folder, program.pid, "--once", "--json")
         assert one.returncode == 0, one.stderr
@@ -858,14 +860,14 @@ def test_lanes_rates_and_stalls_are_those_of_the_samples() -> None:
         ]
     )
     lines = picture.splitlines()
-    assert "buf 0  ▁▄█" in lines
-    assert "buf 1  ██▁" in lines
-    assert "waits   12" in lines
-    assert "rate   ▁██" in lines
+    assert "buf 0   ▁▄▆" in lines
+    assert "buf 1   ▆▆▁" in lines
+    assert "waits    12" in lines
+    assert "rate    ▁██" in lines
     assert "10.00 GB/s now, 10.00 GB/s at most" in picture
     assert "4 of 10 allocations, 0.00 s; 20.0 a second" in picture
     assert "p50 1.00 ms, p99 20 ms" in picture
-    assert "██▁" in picture
+    assert "budget  ▆▆▁" in picture
     assert "1 MiB of 4 MiB, 25%" in picture
 
 
@@ -879,7 +881,7 @@ def test_names_advice_errors_and_held_loops_are_shown_and_steer_nothing() -> Non
     assert "more buffers, 6 × 1 MiB: because" in picture
     held = drawn([said()], [said(stats={}) | {"stats": None, "late": 2.0, "lag": None}])
     assert "held for 2.0 s" in held
-    assert "buf 0  ▁╳" in held
+    assert "buf 0   ▁╳" in held
     assert "has not answered for 3.0 s" in drawn([said() | {"stats": None, "late": 3.0}])
     assert "DeviceLost: gone" in drawn([said(error="DeviceLost: gone")])
     assert "no ring is open" in drawn([])
@@ -892,7 +894,7 @@ def test_it_is_as_wide_as_the_screen(width: int) -> None:
     rings = [[said(waits=[wait] * 8, advice=[advice], stats={"ring_count": 30, "buffer_states": ["in_use"] * 30})]]
     lines = drawn(*rings * 300, width=width).splitlines()
     assert max(map(len, lines)) <= width
-    assert f"buf 0  {'▄' * (width - 7)}" in lines
+    assert f"buf 0   {'▄' * (width - 8)}" in lines
     assert any("and 6 buffers more" in line for line in lines)
 
 

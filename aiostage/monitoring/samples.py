@@ -49,7 +49,7 @@ class _Watched:
     """One ring. `_look` runs on its loop, everything else in the thread that serves."""
 
     def __init__(self, one: Opened) -> None:
-        self._number, self._port, self._ring = one.number, one.port, ref(one.ring)
+        self._ring, self._port = ref(one.ring), ref(one.port)  # for nobody may look for long
         self._asked_at: float | None = None  # while there is no answer
         self._answer: dict[str, Any] | None = None
         self._advised_at = 0.0
@@ -59,7 +59,8 @@ class _Watched:
     def ask(self) -> None:
         if self._asked_at is None:
             self._answer, self._asked_at = None, time.perf_counter()
-            if not self._port.post(partial(self._look, self._asked_at)):
+            port = self._port()
+            if port is None or not port.post(partial(self._look, self._asked_at)):
                 self._asked_at = None
                 self._answer = {"error": "its event loop has ended"}
 

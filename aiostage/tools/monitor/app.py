@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import signal
+import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import islice
 from typing import TYPE_CHECKING
 
@@ -101,12 +104,25 @@ def _show_live(program: Program, console: Console, interval: float) -> str:
 
     history, end = History(), [""]
     view = View(console, program.name, program.pid)
-    with Live(view.draw(history), console=console, auto_refresh=False, vertical_overflow="ellipsis") as live:
+    with (
+        _ended_in_order(),
+        Live(view.draw(history), console=console, auto_refresh=False, vertical_overflow="ellipsis") as live,
+    ):
         for silent in _changes(program, history, interval, end):
             note = f"silent for {silent:.0f} s" if silent else ""
             live.update(view.draw(history, note, console.height - 1), refresh=True)
         live.update(view.draw(history, height=console.height - 1), refresh=True)
     return end[0]
+
+
+@contextmanager
+def _ended_in_order() -> Iterator[None]:
+    """A `kill` ends it as Ctrl-C does: with the terminal as it was."""
+    before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _show_lines(program: Program, interval: float) -> str:

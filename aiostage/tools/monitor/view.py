@@ -12,7 +12,7 @@ from rich.text import Text
 from ...advice import size_text
 from .history import History, Look, RingHistory, quantile
 
-LABEL = 7
+LABEL = 8
 """Columns of what a row is called."""
 _MOST_LANES = 24
 _MOST_NAMES = 4
@@ -31,7 +31,7 @@ class Glyphs:
     """A loop that did not answer."""
 
 
-UNICODE = Glyphs({"available": "▁", "in_use": "▄", "fenced": "█"}, "▁▂▃▄▅▆▇█", "╳")
+UNICODE = Glyphs({"available": "▁", "in_use": "▄", "fenced": "▆"}, "▁▂▃▄▅▆▇█", "╳")
 ASCII = Glyphs({"available": "_", "in_use": "o", "fenced": "#"}, "_.:-=+*#", "x")
 
 _COLOURS = {"available": "green", "in_use": "yellow", "fenced": "blue"}
@@ -80,7 +80,7 @@ class View:
         yield self._label("rate") + self._spark([look.rate or 0.0 for look in looks], "cyan")
         yield from self._row(
             "",
-            f"{_rate(ring.rate())} now, {_rate(ring.top_rate())} at most, {size_text(stats['bytes_total'])} in all",
+            f"{_rate(ring.rate())} now, {_rate(ring.top_rate())} at most, {_total(stats['bytes_total'])} in all",
         )
         yield from self._stalls(ring)
         yield from self._row(
@@ -184,7 +184,7 @@ class View:
         """A label, and text that goes on below itself where it has no room."""
         room = max(10, self._width - LABEL - 1)
         for line in textwrap.wrap(self._plain(_clean(text)), room) or [""]:
-            yield self._label(name if len(name) < LABEL else name + " ") + Text(line, style)
+            yield self._label(name) + Text(line, style)
             name = ""
 
     def _text(self, text: str, style: str) -> Text:
@@ -230,6 +230,10 @@ def _age(seconds: float) -> str:
 
 def _ms(seconds: float) -> str:
     return f"{seconds * 1e3:.2f} ms" if seconds < 0.01 else f"{seconds * 1e3:.0f} ms"
+
+
+def _total(nbytes: int) -> str:
+    return size_text(nbytes) if nbytes < 1 << 30 else f"{nbytes / (1 << 30):.1f} GiB"
 
 
 def _rate(nbytes: float) -> str:
