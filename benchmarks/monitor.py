@@ -1,7 +1,8 @@
-"""What being watched costs an upload (docs/monitor.md): not served, nobody looks, one reads, one has the live view.
+"""What being watched costs an upload (docs/monitor.md): not served, nobody looks, one reads.
 
-The ways take turns in one run, each beside the others of its round. Who looks is a process of its own; where there are
-few cores it takes some of them, which is no cost of the program's. So beside the time there is the CPU of this process.
+The ways take turns of a quarter of a second, hundreds of times, and each is compared with "not served" of its own
+round. Who reads is a process of its own. So is `aiostage monitor`, whose CPU is measured apart: where there are few
+cores it takes a share of them, which is no cost of the program's.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import wgpu
 
 import aiostage
@@ -31,44 +33,58 @@ from .machine import print_table, spread
 MiB = aiostage.MiB
 SIZE = 1 * MiB
 COROUTINES = 8
-READ = """
-import socket, sys
-connection = socket.socket(socket.AF_UNIX)
-connection.connect(sys.argv[1])
-while connection.recv(1 << 16):
-    pass
-"""
-WAYS = ("not served", "nobody looks", "one reads", "the live view")
+WAYS = ("not served", "nobody looks", "one reads")
 HEADER = ("way", "upload, µs", "time, beside not served", "CPU, µs an upload", "CPU, beside not served")
+
+READ = """
+import os, select, socket, sys
+connection = None
+while True:
+    ready = select.select([0] if connection is None else [0, connection], [], [])[0]
+    if connection in ready:
+        connection.recv(1 << 16)
+    if 0 in ready:
+        if connection is not None:
+            connection.close()
+        path = os.read(0, 1000).decode().strip()
+        connection = None
+        if path:
+            connection = socket.socket(socket.AF_UNIX)
+            connection.connect(path)
+        os.write(1, b".")
+"""
+"""Each line on its standard input is where to read from now; an empty one: nowhere."""
 
 
 async def run(device: wgpu.GPUDevice, quick: bool) -> dict[str, Any]:
-    """Time and CPU of an upload of 1 MiB, by eight coroutines; CPU of the thread that serves, and of one answer."""
-    rounds, seconds = (3, 0.3) if quick else (32, 0.7)
+    """Time and CPU of an upload of 1 MiB, by eight coroutines; CPU of the thread that serves, of one answer, and of
+    the live view."""
+    rounds, seconds = (10, 0.1) if quick else (300, 0.25)
     times: dict[str, list[float]] = {way: [] for way in WAYS}
     cpu: dict[str, list[float]] = {way: [] for way in WAYS}
     serving: list[float] = []
     async with aiostage.StagingRing(device) as ring:
         uploads = Uploads(device, ring)
-        await uploads.go_on(seconds)
-        for turn in range(rounds):
-            for way in (*WAYS[turn % len(WAYS) :], *WAYS[: turn % len(WAYS)]):
-                with watched(way) as visitor:
-                    await settle(visitor)
-                    served, used = serving_cpu(), time.process_time()
-                    took, count = await uploads.go_on(seconds)
-                    cpu[way].append((time.process_time() - used) / count)
-                    times[way].append(took / count)
-                    if way == "one reads":
-                        serving.append((serving_cpu() - served) / took)
+        await uploads.go_on(10 * seconds)
+        with Visitor() as visitor:
+            for turn in range(rounds):
+                for way in (*WAYS[turn % len(WAYS) :], *WAYS[: turn % len(WAYS)]):
+                    with watched(way, visitor):
+                        served, used = serving_cpu(), time.process_time()
+                        took, count = await uploads.go_on(seconds)
+                        cpu[way].append((time.process_time() - used) / count)
+                        times[way].append(took / count)
+                        if way == "one reads":
+                            serving.append((serving_cpu() - served) / took)
         figures = {
             "upload_us": {way: spread(found, 1e6) for way, found in times.items()},
             "cpu_us": {way: spread(found, 1e6) for way, found in cpu.items()},
-            "time_ratio": {way: ratios(found, times["not served"]) for way, found in times.items()},
-            "cpu_ratio": {way: ratios(found, cpu["not served"]) for way, found in cpu.items()},
+            "time_ratio": {way: median(beside(found, times["not served"])) for way, found in times.items()},
+            "cpu_ratio": {way: median(beside(found, cpu["not served"])) for way, found in cpu.items()},
             "serving_percent_of_a_core": spread(serving, 100),
             "answer_us": spread(answers(200 if quick else 2000), 1e6),
             "answers_a_second": 1 / PERIOD,
+            "live_view_percent_of_a_core": await live_view(uploads, 1.0 if quick else 10.0),
         }
     show(figures)
     return figures
@@ -100,55 +116,39 @@ class Uploads:
         return time.perf_counter() - started, count
 
 
+class Visitor:
+    """A process that reads where it is told to."""
+
+    def __enter__(self) -> Visitor:
+        pipe = subprocess.PIPE
+        self._process = subprocess.Popen([sys.executable, "-S", "-c", READ], stdin=pipe, stdout=pipe, bufsize=0)
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._process.kill()
+        self._process.communicate()
+
+    def look_at(self, path: object) -> None:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(f"{path}\n".encode())
+        assert self._process.stdout.read(1) == b".", "who reads has left"
+
+
 @contextlib.contextmanager
-def watched(way: str) -> Iterator[subprocess.Popen[bytes] | None]:
+def watched(way: str, visitor: Visitor) -> Iterator[None]:
     """So, and not otherwise, while this lasts."""
     if way == "not served":
-        yield None
+        yield
         return
     path = monitoring.serve()
+    if way == "one reads":
+        visitor.look_at(path)
     try:
-        if way == "nobody looks":
-            yield None
-        else:
-            with visitor(way, str(path)) as process:
-                yield process
+        yield
     finally:
+        visitor.look_at("")
         monitoring.stop()
-
-
-@contextlib.contextmanager
-def visitor(way: str, path: str) -> Iterator[subprocess.Popen[bytes]]:
-    """A process that looks; the live view in a terminal that something empties."""
-    reads = [sys.executable, "-S", "-c", READ, path]
-    shows = [sys.executable, "-m", "aiostage.tools.cli", "monitor", str(os.getpid())]
-    screen, inner = pty.openpty()
-    command = reads if way == "one reads" else shows
-    process = subprocess.Popen(command, stdin=inner, stdout=inner, stderr=inner)
-    os.close(inner)
-    loop = asyncio.get_running_loop()
-    loop.add_reader(screen, read_away, loop, screen)
-    try:
-        yield process
-    finally:
-        loop.remove_reader(screen)
-        process.kill()
-        process.wait()
-        os.close(screen)
-
-
-def read_away(loop: asyncio.AbstractEventLoop, screen: int) -> None:
-    try:
-        os.read(screen, 1 << 16)
-    except OSError:
-        loop.remove_reader(screen)
-
-
-async def settle(process: subprocess.Popen[bytes] | None) -> None:
-    """Until who looks does nothing but that."""
-    await asyncio.sleep(0.2 if process is None else 0.5 if process.args[1] == "-S" else 3.0)  # type: ignore[index]
-    if process is not None:
-        assert process.poll() is None, "who looks has left"
 
 
 def serving_cpu() -> float:
@@ -160,9 +160,17 @@ def serving_cpu() -> float:
     return 0.0
 
 
-def ratios(found: list[float], base: list[float]) -> dict[str, float]:
-    """Median and quartiles, each beside that of its own round."""
-    return spread([one / other for one, other in zip(found, base, strict=True)])
+def beside(found: list[float], base: list[float]) -> list[float]:
+    """Each beside that of its own round."""
+    return [one / other for one, other in zip(found, base, strict=True)]
+
+
+def median(values: list[float]) -> dict[str, float]:
+    """With its 95 % interval, by rank."""
+    ordered, half = sorted(values), 0.98 * len(values) ** 0.5
+    middle = len(values) / 2
+    at = lambda rank: round(ordered[min(max(0, int(rank)), len(values) - 1)], 5)  # noqa: E731
+    return {"n": len(values), "low": at(middle - half), "p50": at(middle), "high": at(middle + half)}
 
 
 def answers(count: int) -> list[float]:
@@ -175,6 +183,37 @@ def answers(count: int) -> list[float]:
             one._look(time.perf_counter())
         used.append(time.thread_time() - started)
     return used
+
+
+async def live_view(uploads: Uploads, seconds: float) -> float:
+    """CPU of `aiostage monitor` in a terminal of 100 columns, in percent of a core, once it shows something."""
+    monitoring.serve()
+    screen, inner = pty.openpty()
+    environment = os.environ | {"COLUMNS": "100", "LINES": "40", "TERM": "xterm-256color"}
+    command = [sys.executable, "-m", "aiostage.tools.cli", "monitor", str(os.getpid())]
+    process = psutil.Popen(command, stdin=inner, stdout=inner, stderr=inner, env=environment)
+    os.close(inner)
+    shown = 0
+
+    def read_away() -> None:
+        nonlocal shown
+        shown += len(os.read(screen, 1 << 16))
+
+    loop = asyncio.get_running_loop()
+    loop.add_reader(screen, read_away)
+    try:
+        while shown < 10_000:  # it is through with its imports
+            assert process.poll() is None, "the live view has ended"
+            await uploads.go_on(0.1)
+        before = sum(process.cpu_times()[:2])
+        took, _ = await uploads.go_on(seconds)
+        return round(100 * (sum(process.cpu_times()[:2]) - before) / took, 2)
+    finally:
+        loop.remove_reader(screen)
+        process.kill()
+        process.wait()
+        os.close(screen)
+        monitoring.stop()
 
 
 def rows(figures: dict[str, Any]) -> list[tuple[str, ...]]:
@@ -191,16 +230,17 @@ def rows(figures: dict[str, Any]) -> list[tuple[str, ...]]:
 
 
 def percent(ratio: dict[str, float]) -> str:
-    """Median, and the quartiles."""
-    median, low, high = (100 * (ratio[at] - 1) for at in ("p50", "p25", "p75"))
-    return f"{median:+.1f} % ({low:+.1f} … {high:+.1f})"
+    """Median, and its 95 % interval."""
+    middle, low, high = (100 * (ratio[at] - 1) for at in ("p50", "low", "high"))
+    return f"{middle:+.1f} % ({low:+.1f} … {high:+.1f})"
 
 
 def show(figures: dict[str, Any]) -> None:
     print_table("An upload of 1 MiB, by eight coroutines", rows(figures), HEADER)
     serving, answer = figures["serving_percent_of_a_core"]["p50"], figures["answer_us"]["p50"]
-    share = answer * figures["answers_a_second"] / 1e4
+    times = figures["answers_a_second"]
     print(
-        f"\n  While one reads: {serving:.2f} % of a core in the thread that serves, and {answer:.0f} µs of the loop's"
+        f"\n  While one reads: {serving:.2f} % of a core in the thread that serves; and {answer:.0f} µs of the loop's"
     )
-    print(f"  thread for an answer, {figures['answers_a_second']:.0f} times a second: {share:.2f} % of it.")
+    print(f"  thread for an answer, {times:.0f} times a second, {answer * times / 1e4:.2f} % of it.")
+    print(f"  The live view itself: {figures['live_view_percent_of_a_core']:.1f} % of a core, in its own process.")

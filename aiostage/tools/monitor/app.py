@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from ..demo.options import UsageError
 from .history import History
-from .reading import Line, Program, is_running, open_program
+from .reading import Program, is_running, open_program
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -43,19 +43,17 @@ def run(pid: int | None, once: bool, as_json: bool, interval: float | None) -> i
         raise UsageError("there are several programs: which one? aiostage monitor PID")
     try:
         if as_json:
-            ended = _copy(found, once, interval or 0.0)
+            _copy(found, once, interval or 0.0)
         elif once:
-            return _draw_once(found)
+            _draw_once(found)
         else:
-            ended = _show(found, interval)
+            print(_show(found, interval))
     finally:
         found.close()
-    if ended and not as_json:
-        print(ended)
     return 0
 
 
-def _copy(program: Program, once: bool, interval: float) -> str:
+def _copy(program: Program, once: bool, interval: float) -> None:
     """Print lines as they come; the last says why it ends."""
     due = 0.0
     if not once:
@@ -70,21 +68,20 @@ def _copy(program: Program, once: bool, interval: float) -> str:
         print(line.text, flush=True)
         if once:
             break
-    return ""
 
 
-def _draw_once(program: Program) -> int:
+def _draw_once(program: Program) -> None:
     from rich.console import Console
 
     from .view import View
 
     history = History()
     for line in islice(program.lines(_SILENT), _ONCE):
-        if line is None or not _take(line, history):
+        if line is None or line.said["kind"] == "end":
             break
+        history.add(line.said)
     console = Console(highlight=False)
     console.print(View(console, program.name, program.pid).draw(history))
-    return 0
 
 
 def _show(program: Program, interval: float | None) -> str:
@@ -93,26 +90,25 @@ def _show(program: Program, interval: float | None) -> str:
 
     console = Console(highlight=False)
     if console.is_terminal and not console.is_dumb_terminal:
-        return _show_live(program, console, interval or _REDRAW)
-    return _show_lines(program, interval or _LINES)
+        return _show_live(_Watch(program, interval or _REDRAW), console)
+    return _show_lines(_Watch(program, interval or _LINES))
 
 
-def _show_live(program: Program, console: Console, interval: float) -> str:
+def _show_live(watch: _Watch, console: Console) -> str:
     from rich.live import Live
 
     from .view import View
 
-    history, end = History(), [""]
-    view = View(console, program.name, program.pid)
+    history, view = watch.history, View(console, watch.program.name, watch.program.pid)
     with (
         _ended_in_order(),
         Live(view.draw(history), console=console, auto_refresh=False, vertical_overflow="ellipsis") as live,
     ):
-        for silent in _changes(program, history, interval, end):
+        for silent in watch:
             note = f"silent for {silent:.0f} s" if silent else ""
             live.update(view.draw(history, note, console.height - 1), refresh=True)
         live.update(view.draw(history, height=console.height - 1), refresh=True)
-    return end[0]
+    return watch.ended
 
 
 @contextmanager
@@ -125,43 +121,43 @@ def _ended_in_order() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _show_lines(program: Program, interval: float) -> str:
+def _show_lines(watch: _Watch) -> str:
     from .view import plain_line
 
-    history, end = History(), [""]
-    print(f"aiostage monitor · {program.name} · pid {program.pid}", flush=True)
-    for silent in _changes(program, history, interval, end):
-        lines = [plain_line(ring) for ring in history.rings.values()] or ["no ring is open"]
+    print(f"aiostage monitor · {watch.program.name} · pid {watch.program.pid}", flush=True)
+    for silent in watch:
+        lines = [plain_line(ring) for ring in watch.history.rings.values()] or ["no ring is open"]
         for text in [f"silent for {silent:.0f} s"] if silent else lines:
             print(text, flush=True)
-    return end[0]
+    return watch.ended
 
 
-def _changes(program: Program, history: History, interval: float, end: list[str]) -> Iterator[float]:
-    """Add to the history, and yield when it is time for a picture: 0, or for how long nothing has come.
+class _Watch:
+    """Reads a program into a history. Iterated over until the program ends: whenever it is time for a picture, with 0,
+    or with how many seconds nothing has come for."""
 
-    `end` gets the reason for which it ends.
-    """
-    heard_at, due, samples = time.monotonic(), 0.0, 0
-    for line in program.lines(max(interval, _SILENT)):
-        now = time.monotonic()
-        if line is None:
-            yield now - heard_at
-            continue
-        heard_at = now
-        if not _take(line, history):
-            end[0] = str(line.said.get("reason"))
-            return
-        samples += line.said["kind"] == "sample"
-        if samples > 1 and now >= due:  # from two on there are rates
-            due = now + interval * 0.95
-            yield 0.0
-    end[0] = "the program has closed the connection" if is_running(program.pid) else "the program has ended"
+    def __init__(self, program: Program, interval: float) -> None:
+        self.program = program
+        self.history = History()
+        self.ended = ""
+        """Why, once it has."""
+        self._interval = interval
 
-
-def _take(line: Line, history: History) -> bool:
-    """Whether there is more to come."""
-    kind = line.said["kind"]
-    if kind == "sample":
-        history.add(line.said)
-    return bool(kind != "end")
+    def __iter__(self) -> Iterator[float]:
+        heard_at, due, samples = time.monotonic(), 0.0, 0
+        for line in self.program.lines(max(self._interval, _SILENT)):
+            now = time.monotonic()
+            if line is None:
+                yield now - heard_at
+                continue
+            heard_at = now
+            if line.said["kind"] == "end":
+                self.ended = str(line.said.get("reason"))
+                return
+            self.history.add(line.said)
+            samples += 1
+            if samples > 1 and now >= due:  # from two on there are rates
+                due = now + self._interval * 0.95  # they come a little early or late
+                yield 0.0
+        is_over = not is_running(self.program.pid)
+        self.ended = "the program has ended" if is_over else "the program has closed the connection"
