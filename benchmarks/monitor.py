@@ -1,8 +1,8 @@
 """What being watched costs an upload (docs/monitor.md): not served, nobody looks, one reads.
 
-The ways take turns of a quarter of a second, hundreds of times, and each is compared with "not served" of its own
-round. Who reads is a process of its own. So is `aiostage monitor`, whose CPU is measured apart: where there are few
-cores it takes a share of them, which is no cost of the program's.
+The ways take turns of a quarter of a second, hundreds of times in any order, and each is compared with "not served" of
+its own round. Who reads is a process of its own. So is `aiostage monitor`, whose CPU is measured apart: where there are
+few cores it takes a share of them, which is no cost of the program's.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import os
 import pty
+import random
 import subprocess
 import sys
 import threading
@@ -68,8 +69,9 @@ async def run(device: wgpu.GPUDevice, quick: bool) -> dict[str, Any]:
         await uploads.go_on(10 * seconds)
         with Visitor() as visitor:
             for turn in range(rounds):
-                for way in (*WAYS[turn % len(WAYS) :], *WAYS[: turn % len(WAYS)]):
+                for way in random.Random(turn).sample(WAYS, len(WAYS)):
                     with watched(way, visitor):
+                        await uploads.go_on(seconds / 8)  # what was between the turns is over
                         served, used = serving_cpu(), time.process_time()
                         took, count = await uploads.go_on(seconds)
                         cpu[way].append((time.process_time() - used) / count)
@@ -105,9 +107,11 @@ class Uploads:
 
         async def stream(index: int) -> None:
             nonlocal count
-            while time.perf_counter() < end:
+            while True:  # once at least, however late it comes to begin
                 fence = await self._ring.write_buffer(self._targets[index], 0, self._sources[count % 64])
                 count += 1
+                if time.perf_counter() > end:
+                    break
             await fence
 
         started = time.perf_counter()

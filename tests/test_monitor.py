@@ -203,6 +203,20 @@ async def test_whole_uploads_that_wait_are_told_by_name(simulated_ring: Any, gpu
     assert all(bytes(buffer.bytes) == bytes(range(256)) * 32 for buffer in buffers)
 
 
+async def test_an_upload_that_has_no_buffer_at_all_is_told_by_its_name_alone(
+    simulated_ring: Any, gpu: SimulatedGpu
+) -> None:
+    gpu.free_running = True
+    ring = await simulated_ring(ring_count=1, buffer_size=1024, inline_size=16)
+    slot = await ring.allocate(8)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(ring.write_buffer, gpu.buffer(4096), 0, bytes(4096), name="terrain")
+        await until(lambda: ring.waits())
+        assert [(wait.task, wait.kind) for wait in ring.waits()] == [("terrain", WaitKind.UPLOAD)]  # it stands in line
+        assert [hold.size for hold in ring.holds()] == [8]
+        slot.abandon()
+
+
 @pytest.mark.parametrize("loop", LOOPS)
 def test_it_works_on_every_loop(loop: str, folder: Path) -> None:
     async def scenario() -> None:
@@ -257,6 +271,30 @@ async def test_a_loop_that_is_held_is_told_of_and_not_asked_twice(simulated_ring
             reader, has_answered
         )  # a loop that was asked again and again would answer as late once more
         assert said["lag"] < 0.5
+
+
+async def test_an_answer_that_is_late_is_told_with_its_lag(
+    simulated_ring: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the sample that misses it and the next question."""
+    posted: list[Callable[[], object]] = []
+    await simulated_ring()
+    [one] = opened.rings()
+    monkeypatch.setattr(one.port, "post", lambda callback: posted.append(callback) or True)
+    sampler = samples.Sampler()
+    sampler.ask()
+    time.sleep(0.05)
+    assert sampler.sample()["rings"][0]["late"] > 0.05
+    posted.pop()()
+    sampler.ask()
+    assert not posted
+    [said] = sampler.sample()["rings"]
+    assert said["lag"] > 0.05
+    assert said["late"] == 0.0
+    sampler.ask()
+    posted.pop()()
+    sampler.begin()  # nobody looked for a while, and that answer is old
+    assert len(posted) == 1
 
 
 @pytest.mark.blocks_loop("it asks for a device")
@@ -440,11 +478,16 @@ async def test_a_loop_is_asked_nothing_while_nobody_looks(
 ) -> None:
     monkeypatch.setattr(server, "PERIOD", 0.01)
     asked, ask = [], samples._Watched.ask
+    turns, select_ = [], server.selectors.PollSelector.select
+    monkeypatch.setattr(
+        server.selectors.PollSelector, "select", lambda one, timeout: turns.append(timeout) or select_(one, timeout)
+    )
     monkeypatch.setattr(samples._Watched, "ask", lambda watched: asked.append(watched) or ask(watched))
     await simulated_ring()
     path = monitoring.serve()
     await anyio.sleep(0.1)
     assert asked == []
+    assert turns == [None]  # its thread sleeps until somebody comes
     with Reader(path) as reader:
         await look(reader, has_answered)
     assert asked
@@ -452,6 +495,7 @@ async def test_a_loop_is_asked_nothing_while_nobody_looks(
     count = len(asked)
     await anyio.sleep(0.1)
     assert len(asked) == count
+    assert turns[-1] is None
 
 
 async def test_who_never_reads_is_dropped_and_others_read_on(

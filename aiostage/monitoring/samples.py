@@ -31,6 +31,12 @@ class Sampler:
         self._began = time.perf_counter()
         self._watched: dict[int, _Watched] = {}
 
+    def begin(self) -> None:
+        """Ask for the first time since nobody looked any more: what was answered then is of no use."""
+        for watched in self._watched.values():
+            watched.forget()
+        self.ask()
+
     def ask(self) -> None:
         """Have every ring answer soon."""
         rings = opened.rings()
@@ -51,14 +57,17 @@ class _Watched:
     def __init__(self, one: Opened) -> None:
         self._ring, self._port = ref(one.ring), ref(one.port)  # for nobody may look for long
         self._asked_at: float | None = None  # while there is no answer
-        self._answer: dict[str, Any] | None = None
+        self._answer: dict[str, Any] | None = None  # until it is told
         self._advised_at = 0.0
         self._advice: list[dict[str, Any]] = []
         self._facts = {"ring": one.number, "device": _device(one.ring), "host_cached": one.ring.host_cached}
 
+    def forget(self) -> None:
+        self._answer = None
+
     def ask(self) -> None:
-        if self._asked_at is None:
-            self._answer, self._asked_at = None, time.perf_counter()
+        if self._asked_at is None and self._answer is None:  # one that came too late for its sample is in the next
+            self._asked_at = time.perf_counter()
             port = self._port()
             if port is None or not port.post(partial(self._look, self._asked_at)):
                 self._asked_at = None
@@ -73,6 +82,7 @@ class _Watched:
             return said | {"late": round(now - asked_at, 6)}
         if answer is None:
             return None
+        self._answer = None
         if "stats" in answer:
             stats, waits, holds = answer["stats"], answer["waits"], answer["holds"]
             answer = answer | {"stats": stats.as_dict(), "waits": _plain(waits), "holds": _plain(holds)}

@@ -126,7 +126,7 @@ class Server:
             connection.close()
             return
         if not self._clients:
-            self._sampler.ask()
+            self._sampler.begin()
             self._due = time.perf_counter() + PERIOD
         self._clients[connection] = client
         self._watch(connection, self._drop)  # nobody has anything to say; it has gone, or should
