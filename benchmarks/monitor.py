@@ -1,7 +1,6 @@
 """What being watched costs an upload (docs/monitor.md): not served, nobody looks, one reads.
 
-The ways take turns of a quarter of a second, hundreds of times in any order, and each is compared with "not served" of
-its own round. Who reads is a process of its own. So is `aiostage monitor`, whose CPU is measured apart: where there are
+The ways take turns of a second, ninety times in any order, and each is compared with "not served" of its own round. Who reads is a process of its own. So is `aiostage monitor`, whose CPU is measured apart: where there are
 few cores it takes a share of them, which is no cost of the program's.
 """
 
@@ -60,13 +59,13 @@ while True:
 async def run(device: wgpu.GPUDevice, quick: bool) -> dict[str, Any]:
     """Time and CPU of an upload of 1 MiB, by eight coroutines; CPU of the thread that serves, of one answer, and of
     the live view."""
-    rounds, seconds = (10, 0.1) if quick else (300, 0.25)
+    rounds, seconds = (10, 0.1) if quick else (90, 1.0)
     times: dict[str, list[float]] = {way: [] for way in WAYS}
     cpu: dict[str, list[float]] = {way: [] for way in WAYS}
     serving: list[float] = []
     async with aiostage.StagingRing(device) as ring:
         uploads = Uploads(device, ring)
-        await uploads.go_on(10 * seconds)
+        await uploads.go_on(2 * seconds)
         with Visitor() as visitor:
             for turn in range(rounds):
                 for way in random.Random(turn).sample(WAYS, len(WAYS)):
