@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 
+from .engine.buffer import NO_TASK
 from .engine.engine import Engine
 
 
@@ -63,7 +64,8 @@ def _waits(engine: Engine) -> Iterator[Wait]:
             yield Wait(waiter.name, WaitKind.PLACE, waiter.size, now - waiter.since)
     if lending.is_starved or lending.counts.waiting:
         for upload in lending.uploads:
-            yield Wait(upload.name, WaitKind.UPLOAD, None, now - upload.since)
+            task = NO_TASK if upload.task is None else engine.port.name_of(upload.task)
+            yield Wait(task, WaitKind.UPLOAD, None, now - upload.since)
 
 
 def holds(engine: Engine, limit: int | None) -> tuple[Hold, ...]:

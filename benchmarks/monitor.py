@@ -1,7 +1,8 @@
 """What being watched costs an upload (docs/monitor.md): not served, nobody looks, one reads.
 
-The ways take turns of a second, ninety times in any order, and each is compared with "not served" of its own round. Who reads is a process of its own. So is `aiostage monitor`, whose CPU is measured apart: where there are
-few cores it takes a share of them, which is no cost of the program's.
+The ways take turns of a second, ninety times in any order, and each is compared with "not served" of its own round. Who
+reads is a process of its own. So is `aiostage monitor`, whose CPU is measured apart: where there are few cores it takes
+a share of them, which is no cost of the program's.
 """
 
 from __future__ import annotations

@@ -768,7 +768,7 @@ def test_without_colours_there_are_none(folder: Path) -> None:
 
 
 def test_killing_who_looks_leaves_the_program_alone(folder: Path) -> None:
-    with Program(folder) as program:  # which SIGPIPE would end
+    with Program(folder, "asyncio", "real") as program:  # which SIGPIPE would end
         for _ in range(3):
             with Terminal(folder, 80) as terminal:
                 terminal.until(lambda shown: "fences" in shown)

@@ -17,7 +17,7 @@ from .. import native
 from ..carrier.carrier import Carrier, RingCounts
 from ..carrier.timeline import Timeline
 from ..data.pieces import Whole
-from .buffer import NO_TASK, BufferState, Shelf, StagingBuffer
+from .buffer import BufferState, Shelf, StagingBuffer
 from .lanes import Lane
 from .line import Line, Waiter
 from .outcome import Outcome
@@ -41,14 +41,14 @@ UploadEnded = Callable[["Upload", Any, "Exception | None"], object]
 class Upload(Outcome[Any]):
     """A whole upload: over when all of it was submitted, with a fence; or when no more of it will be."""
 
-    __slots__ = ("destination", "ended", "name", "number", "since")
+    __slots__ = ("destination", "ended", "number", "since", "task")
 
     def __init__(self, destination: Any, ended: UploadEnded) -> None:
         super().__init__()
         self.destination = destination
         self.ended = ended  # is to end it, when the carrier has
         self.number = 0  # what the carrier calls it
-        self.name = NO_TASK  # of the task that waits for it: its name, for a task keeps what it was told
+        self.task: Any = None  # that waits for it, as long as it does: a task keeps its exception, and that would this
         self.since = time.perf_counter()
 
     def look_again(self) -> None:
