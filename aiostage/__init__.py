@@ -16,6 +16,7 @@ from .errors import (
     AllocationTooLarge,
     AlreadyInitialized,
     BudgetExceeded,
+    CannotServe,
     CannotStartThread,
     DeviceLost,
     FenceTimeout,
@@ -39,6 +40,7 @@ from .errors import (
     WrongLoop,
 )
 from .fences import Fence, FenceTracker
+from .holdups import Hold, Wait
 from .ring import StagingRing
 from .stats import BufferState, StagingStats
 
@@ -54,12 +56,14 @@ __all__ = [
     "Batch",
     "BudgetExceeded",
     "BufferState",
+    "CannotServe",
     "CannotStartThread",
     "DeviceLost",
     "Fence",
     "FenceTimeout",
     "FenceTracker",
     "Frame",
+    "Hold",
     "InvalidCopy",
     "InvalidSource",
     "InvalidSubmit",
@@ -83,6 +87,7 @@ __all__ = [
     "UnsupportedVersion",
     "UploadCancelled",
     "ViewStillAlive",
+    "Wait",
     "WrongDevice",
     "WrongLoop",
     "request_device",

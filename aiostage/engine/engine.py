@@ -265,7 +265,7 @@ class Engine:
 
     def join_line(self, lane: Lane, size: int, alignment: int) -> Waiter:
         """Wait for a place. `leave_line` undoes it."""
-        waiter = Waiter(lane, size, alignment)
+        waiter = Waiter(lane, size, alignment, self.port.name_of(self.port.current_task()))
         self.collect_all()
         self.line.join(waiter)
         self.counts.stalls += 1

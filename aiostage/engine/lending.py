@@ -7,6 +7,7 @@ use, the next that comes back is his. Where the carrier has none, its uploads st
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -40,13 +41,15 @@ UploadEnded = Callable[["Upload", Any, "Exception | None"], object]
 class Upload(Outcome[Any]):
     """A whole upload: over when all of it was submitted, with a fence; or when no more of it will be."""
 
-    __slots__ = ("destination", "ended", "number")
+    __slots__ = ("destination", "ended", "number", "since", "task")
 
     def __init__(self, destination: Any, ended: UploadEnded) -> None:
         super().__init__()
         self.destination = destination
         self.ended = ended  # is to end it, when the carrier has
         self.number = 0  # what the carrier calls it
+        self.task: Any = None  # that waits for it, as long as it does: a task keeps its exception, and that would this
+        self.since = time.perf_counter()
 
     def look_again(self) -> None:
         """Have whoever waits for it ask whether waiting can help."""

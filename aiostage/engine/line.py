@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections import OrderedDict
 
-from .buffer import Place
+from .buffer import NO_TASK, Place
 from .lanes import Lane
 from .outcome import Outcome
 
@@ -12,9 +13,11 @@ from .outcome import Outcome
 class Waiter:
     """Somebody who waits for a place; it is handed over, not looked for again."""
 
-    __slots__ = ("alignment", "lane", "place", "size")
+    __slots__ = ("alignment", "lane", "name", "place", "since", "size")
 
-    def __init__(self, lane: Lane, size: int, alignment: int) -> None:
+    def __init__(self, lane: Lane, size: int, alignment: int, name: str = NO_TASK) -> None:
+        self.name = name  # of the task
+        self.since = time.perf_counter()
         self.lane = lane
         self.size = size
         self.alignment = alignment

@@ -1,4 +1,7 @@
-"""The command line: `aiostage info`, `doctor`, `inspect`, `demo` and `bench`. Imports what each needs when it runs."""
+"""The command line: `aiostage info`, `doctor`, `inspect`, `monitor`, `demo` and `bench`.
+
+Imports what each needs when it runs.
+"""
 
 from __future__ import annotations
 
@@ -94,6 +97,13 @@ def build_parser() -> argparse.ArgumentParser:
     inspect.add_argument("--no-expand", action="store_false", dest="expand", help="as with expand=False")
     inspect.set_defaults(command=run_inspect)
 
+    monitor = commands.add_parser("monitor", help="what the rings of a running program do, live")
+    monitor.add_argument("pid", nargs="?", type=int, metavar="PID", help="default: the only one that can be watched")
+    monitor.add_argument("--once", action="store_true", help="one picture; with --json one sample")
+    monitor.add_argument("--json", action="store_true", help="for programs: the schema is in docs/monitor.md")
+    monitor.add_argument("--interval", type=float, metavar="SECONDS", help="between two pictures, default: 0.2")
+    monitor.set_defaults(command=run_monitor)
+
     demo = commands.add_parser("demo", help="stream photographs to the GPU and verify every byte")
     demo_options.add_arguments(demo)
     demo.set_defaults(command=run_demo)
@@ -142,6 +152,14 @@ def run_inspect(arguments: argparse.Namespace) -> int:
 
     options = {"as_json": arguments.json, "srgb": arguments.srgb, "expand": arguments.expand}
     return 0 if inspection.run(arguments.files, **options) else 1
+
+
+def run_monitor(arguments: argparse.Namespace) -> int:
+    if not arguments.json:
+        require("cli", {"rich": "rich"})
+    from aiostage.tools.monitor import app
+
+    return app.run(arguments.pid, arguments.once, arguments.json, arguments.interval)
 
 
 async def print_adapters() -> None:
