@@ -40,7 +40,7 @@ from .errors import (
     WrongLoop,
 )
 from .fences import Fence, FenceTracker
-from .holdups import Hold, Wait
+from .holdups import Hold, Wait, WaitKind
 from .ring import StagingRing
 from .stats import BufferState, StagingStats
 
@@ -88,6 +88,7 @@ __all__ = [
     "UploadCancelled",
     "ViewStillAlive",
     "Wait",
+    "WaitKind",
     "WrongDevice",
     "WrongLoop",
     "request_device",

@@ -215,9 +215,9 @@ async def carried(engine: Engine, upload: Upload) -> Any:
 
 
 async def _wait_patiently(engine: Engine, upload: Upload) -> None:
-    with anyio.move_on_after(engine.patience):
+    with anyio.move_on_after(engine.patience) as scope:
         await upload.event.wait()
-    if not upload.is_over and engine.may_stall:
+    if scope.cancelled_caught and not upload.is_over and engine.may_stall:
         engine.explain()
 
 

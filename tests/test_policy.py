@@ -291,7 +291,7 @@ def test_deciding_changes_nothing(memory: Memory) -> None:
     for _ in range(2):
         place_for(memory.shelf, memory.lane, 8, 4)
         way_for(memory.shelf, memory.lane, set(memory.lane.copies))
-        who_holds_what(memory.shelf)
+        who_holds_what(memory.shelf, 0.0)
     assert before == (str(memory), memory.shelf.cursor, [buffer.phase for buffer in memory.shelf.all])
 
 
@@ -302,10 +302,17 @@ def test_a_ring_that_only_users_can_move_says_who_holds_what() -> None:
     memory = Memory(2)
     memory.open(8, "load tiles")
     memory.open(8, "Task-7")
-    said = who_holds_what(memory.shelf)
+    said = who_holds_what(memory.shelf, 0.0)
     assert said is not None
     assert said[0].startswith("buffer 0: load tiles holds 32 bytes for 0.")
     assert said[1].startswith("buffer 1: Task-7 holds 32 bytes")
+
+
+def test_allocations_that_only_take_turns_hold_nobody_up() -> None:
+    memory = Memory(2)
+    memory.open(8)
+    memory.open(8)
+    assert who_holds_what(memory.shelf, 60.0) is None
 
 
 def test_one_that_the_gpu_has_may_come_back(memory: Memory) -> None:
@@ -313,14 +320,14 @@ def test_one_that_the_gpu_has_may_come_back(memory: Memory) -> None:
     memory.open(8)
     memory.fill(8)
     memory.depart(2)
-    assert who_holds_what(memory.shelf) is None
+    assert who_holds_what(memory.shelf, 0.0) is None
 
 
 def test_so_may_one_that_a_thread_fills() -> None:
     memory = Memory(2)
     memory.open(8)
     memory.take(8)
-    assert who_holds_what(memory.shelf) is None
+    assert who_holds_what(memory.shelf, 0.0) is None
 
 
 # -- places and states --

@@ -10,10 +10,11 @@ from typing import Any
 import anyio
 import pytest
 from held import HeldCopies
+from readback import read_buffer
 from simulated import SimulatedGpu, turns, until
 
 import aiostage
-from aiostage import BufferState, StagingRing
+from aiostage import BufferState, KiB, StagingRing
 
 OpenRing = Callable[..., Awaitable[StagingRing]]
 
@@ -511,6 +512,36 @@ async def test_a_ring_held_by_open_slots_says_who_holds_what(
     for slot in slots:
         slot.abandon()
     (await ring.allocate(512)).abandon()
+
+
+async def test_slots_that_come_and_go_hold_up_no_whole_upload(open_ring: OpenRing, target: Any) -> None:
+    """At nearly any moment each buffer has an open slot of somebody's; none of them stays."""
+    ring = await open_ring(ring_count=4, buffer_size=1024 * KiB)
+    large = [target(4096 * KiB) for _ in range(3)]
+    small = target(300 * KiB)
+    ended = anyio.Event()
+
+    async def produce() -> None:
+        while not ended.is_set():
+            with await ring.allocate(300 * KiB) as slot:
+                await anyio.sleep(0.05)
+                slot.copy_to_buffer(small)
+            await ring.submit()
+
+    async def upload(buffer: Any, value: int) -> None:
+        for _ in range(30):
+            await ring.write_buffer(buffer, 0, bytes([value]) * (4096 * KiB))
+
+    async with anyio.create_task_group() as producers:
+        for _ in range(8):
+            producers.start_soon(produce)
+        async with anyio.create_task_group() as uploads:
+            for value, buffer in enumerate(large):
+                uploads.start_soon(upload, buffer, value)
+        ended.set()
+    await ring.fence()
+    for value, buffer in enumerate(large):
+        assert bytes(read_buffer(buffer)) == bytes([value]) * (4096 * KiB)
 
 
 async def test_a_stall_that_only_the_gpu_causes_is_no_stall_timeout(

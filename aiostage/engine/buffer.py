@@ -157,8 +157,12 @@ class Load:
 
     def has_old_place(self) -> bool:
         """Whether its oldest open allocation has been open for long, as a slow producer's."""
+        return self.has_place_older_than(PATIENCE)
+
+    def has_place_older_than(self, seconds: float) -> bool:
+        """Whether its oldest open allocation is."""
         for place in self.open:
-            return time.perf_counter() - place.since > PATIENCE
+            return time.perf_counter() - place.since > seconds
         return False
 
 

@@ -170,7 +170,7 @@ class Engine:
         """Raise if waiting on cannot help: say who holds the buffers, or that the GPU does."""
         self.check_device()
         self.reclaim()  # what stays behind cannot go
-        held = policy.who_holds_what(self.shelf)
+        held = policy.who_holds_what(self.shelf, self.patience)
         if held is not None:
             message = f"no staging buffer can come back; {'; '.join(held)}"
             report(WARNING, "stall_timeout", message)

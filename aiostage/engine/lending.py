@@ -52,7 +52,7 @@ class Upload(Outcome[Any]):
         self.since = time.perf_counter()
 
     def look_again(self) -> None:
-        """Have whoever waits for it ask whether waiting can help."""
+        """Have whoever waits for it be patient from now on, and no longer."""
         if self.event is not None:
             self.event.set()
 

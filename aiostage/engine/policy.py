@@ -75,7 +75,10 @@ def way_for(shelf: Shelf, lane: Lane, wanted: set[Staged]) -> Go | Stay:
     return Stay(blocked, shelf.next_free() if movable else None)
 
 
-def who_holds_what(shelf: Shelf) -> list[str] | None:
-    """For each buffer, what only users can end; None if something else may still bring one back."""
+def who_holds_what(shelf: Shelf, patience: float) -> list[str] | None:
+    """For each buffer, what only users can end; None if something else may still bring one back, or they only take
+    turns: none of the allocations in it has been open for as long as somebody waits."""
+    if any(b.load and b.load.open and not b.load.has_place_older_than(patience) for b in shelf.all):
+        return None
     reasons = [buffer.held_by() for buffer in shelf.all]
     return [f"buffer {b.index}: {why}" for b, why in zip(shelf.all, reasons, strict=True)] if all(reasons) else None
