@@ -6,9 +6,11 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import importlib
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -53,18 +55,33 @@ def skip_without(loop: str) -> None:
         metadata.version(needed)
     except metadata.PackageNotFoundError:
         pytest.skip(f"{needed} is not installed: {reason}")
+    if loop in ("qt", "qasync", "qtasyncio") and (lacks := what_qt_lacks()):
+        pytest.skip(f"{lacks}; './dev test' installs what Qt needs, as root")
+
+
+@functools.cache
+def what_qt_lacks() -> str:
+    """The library of the system that it looked for in vain, if any."""
+    run = subprocess.run([sys.executable, "-c", "import PySide6.QtWidgets"], capture_output=True, text=True)
+    missing = re.search(r"ImportError: (.*: cannot open shared object file.*)", run.stderr)
+    return missing[1] if missing else ""
 
 
 def play(name: str, loop: str) -> Any:
     """What the scene printed last."""
     skip_without(loop)
-    paths = [str(ROOT), *sys.path]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "QT_QPA_PLATFORM": "offscreen"}
-    command = [sys.executable, "-X", "faulthandler", __file__, name, loop]
-    run = subprocess.run(command, capture_output=True, text=True, timeout=90, env=environment)
+    return json.loads(run_script(Path(__file__), name, loop).splitlines()[-1])
+
+
+def run_script(*command: str | Path) -> str:
+    """What it printed, when it has ended well and complained of nothing."""
+    paths = os.pathsep.join([str(ROOT), *sys.path])
+    environment = os.environ | {"PYTHONPATH": paths, "QT_QPA_PLATFORM": "offscreen"}
+    line = [sys.executable, "-X", "faulthandler", *command]
+    run = subprocess.run(line, capture_output=True, text=True, timeout=90, env=environment)
     assert run.returncode == 0, run.stdout + run.stderr
     assert "Error" not in run.stderr, run.stderr
-    return json.loads(run.stdout.splitlines()[-1])
+    return run.stdout
 
 
 def say(result: Any) -> None:
@@ -400,19 +417,27 @@ def test_a_loop_of_qasync_that_is_closed_takes_nothing() -> None:
     assert play("closed_loop", "qasync") is False
 
 
-# -- the examples --
+# -- the page, and the examples --
+
+PROGRAMS = re.findall(r"```py\n(.*?)```", (ROOT / "docs" / "other-loops.md").read_text(), re.DOTALL)
+"""Those with a window; `test_docs.py` runs its other blocks."""
+
+
+@pytest.mark.parametrize(("number", "loop"), [(0, "qasync"), (1, "qtasyncio"), (2, "qt")])
+def test_a_program_of_the_page_runs(number: int, loop: str, tmp_path: Path) -> None:
+    assert len(PROGRAMS) == 3
+    skip_without(loop)
+    script = tmp_path / "program.py"
+    script.write_text(PROGRAMS[number])
+    run_script(script)
 
 
 @pytest.mark.parametrize(("example", "loop"), [("qt_qasync", "qasync"), ("qt_asyncio", "qtasyncio")])
 def test_an_example_streams_while_its_slider_moves(example: str, loop: str, tmp_path: Path) -> None:
     skip_without(loop)
     picture = tmp_path / "window.png"
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path]), "QT_QPA_PLATFORM": "offscreen"}
-    command = [sys.executable, str(ROOT / "examples" / f"{example}.py"), "--frames", "20", "--picture", str(picture)]
-    run = subprocess.run(command, capture_output=True, text=True, timeout=90, env=environment)
-    assert run.returncode == 0, run.stdout + run.stderr
-    assert "Error" not in run.stderr, run.stderr
-    said = dict(line.split(": ") for line in run.stdout.splitlines())
+    printed = run_script(ROOT / "examples" / f"{example}.py", "--frames", "20", "--picture", str(picture))
+    said = dict(line.split(": ") for line in printed.splitlines())
     assert int(said["pictures streamed"]) == 20
     assert int(said["turns of the slider meanwhile"]) >= 5
     assert said["the texture is the last picture"] == "True"
