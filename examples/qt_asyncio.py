@@ -71,10 +71,11 @@ async def stream(window: Window, frames: int | None, file: str | None) -> None:
             window.canvas.request_draw()
             number += 1
     print(f"pictures streamed: {number}\nturns of the slider meanwhile: {len(moves)}")
-    await asyncio.sleep(0.2)  # until the last is drawn
+    await asyncio.sleep(0.1)  # the last is drawn,
+    seen = window.device.queue.read_texture({"texture": window.texture}, {"bytes_per_row": SIZE * 4}, (SIZE, SIZE, 1))
+    await asyncio.sleep(0.1)  # and then shown: rendercanvas reads it back as well
     if file:
         window.grab().save(file)
-    seen = window.device.queue.read_texture({"texture": window.texture}, {"bytes_per_row": SIZE * 4}, (SIZE, SIZE, 1))
     print(f"the texture is the last picture: {bytes(seen) == picture.tobytes()}")
 
 

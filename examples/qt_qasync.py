@@ -9,6 +9,7 @@ The slider bends the waves, and never hangs: pictures are painted in a thread, a
 import argparse
 import asyncio
 
+import anyio
 import numpy as np
 import qasync
 import wgpu
@@ -58,15 +59,16 @@ async def stream(window: Window, frames: int | None, file: str | None) -> None:
         timer.start()
     async with aiostage.StagingRing(window.device, ring_count=3, buffer_size=aiostage.MiB) as ring:
         while window.isVisible() and number != frames:
-            picture = await asyncio.to_thread(paint, number / 10, window.slider.value() / 30)
+            picture = await anyio.to_thread.run_sync(paint, number / 10, window.slider.value() / 30)
             await ring.write_texture({"texture": window.texture}, picture, atomic=True)
             window.canvas.request_draw()
             number += 1
     print(f"pictures streamed: {number}\nturns of the slider meanwhile: {len(moves)}")
-    await asyncio.sleep(0.2)  # until the last is drawn
+    await asyncio.sleep(0.1)  # the last is drawn,
+    seen = window.device.queue.read_texture({"texture": window.texture}, {"bytes_per_row": SIZE * 4}, (SIZE, SIZE, 1))
+    await asyncio.sleep(0.1)  # and then shown: rendercanvas reads it back as well
     if file:
         window.grab().save(file)
-    seen = window.device.queue.read_texture({"texture": window.texture}, {"bytes_per_row": SIZE * 4}, (SIZE, SIZE, 1))
     print(f"the texture is the last picture: {bytes(seen) == picture.tobytes()}")
 
 
