@@ -17,6 +17,11 @@ from .events import report
 
 Callback = Callable[[], object]
 
+_ELSEWHERE = (
+    "a ring of aiostage.memory.StagingRingManager has a loop and a thread of its own, and there "
+    "'future = manager.start(function, *args)' does 'await function(ring, *args)'"
+)
+
 
 class LoopPort:
     """The way back to one event loop.
@@ -34,6 +39,7 @@ class LoopPort:
             self._wake: Callable[[Callback], object] = self.loop.run_sync_soon
             self._soon: Callable[[Callback], object] = lambda callback: self._wake(partial(self._run, callback))
             self.current_task: Callable[[], Any] = lowlevel.current_task
+            self._mark = "parent_nursery"  # of a task that anyio can cancel
             self.name_of: Callable[[Any], str] = operator.attrgetter("name")
             self.event: Callable[[], Any] = trio.Event
             self.signal: Callable[[], Any] = trio.Event
@@ -46,11 +52,12 @@ class LoopPort:
             try:
                 self.loop = asyncio.get_running_loop()
             except RuntimeError:
-                raise WrongLoop("this needs a running event loop (asyncio, uvloop or trio)") from None
+                raise WrongLoop(f"this needs a running event loop (asyncio, uvloop or trio); {_ELSEWHERE}") from None
             self._running = asyncio.get_running_loop
-            self._wake = self.loop.call_soon_threadsafe
+            self._wake = _wake_of(self.loop)
             self._soon = self.loop.call_soon
             self.current_task = partial(asyncio.current_task, self.loop)  # which need not look for the loop
+            self._mark = "_must_cancel"
             self.name_of = operator.methodcaller("get_name")
             self.event = asyncio.Event  # what anyio's own wraps, and finds anew for each
             self.signal = partial(_Signal, self.loop.create_future)  # for one task, and quicker
@@ -81,13 +88,17 @@ class LoopPort:
     def check_task(self) -> None:
         """Raise WrongLoop unless called in a task of this loop: what another driver steps cannot wait here."""
         self.check()
-        driver = _foreign_driver()
-        if driver is None and self.current_task() is not None:
+        driver, task = _foreign_driver(), self.current_task()
+        if driver is None and hasattr(task, self._mark):
             return
+        if driver is None and task is not None:
+            raise WrongLoop(
+                f"this is a {type(task).__name__}, none of asyncio's own tasks, and what waits in it cannot be "
+                f"cancelled as anyio does: {_ELSEWHERE}"
+            )
         raise WrongLoop(
             f"this coroutine is stepped by {driver or 'something else than the event loop'}, and nothing that it waits "
-            "for here can wake it: make it a task of the event loop (asyncio.create_task), or use "
-            "aiostage.memory.StagingRingManager, whose ring has a loop and a thread of its own"
+            f"for here can wake it: make it a task of the event loop (asyncio.create_task), or {_ELSEWHERE}"
         )
 
     def soon(self, callback: Callback) -> None:
@@ -111,7 +122,11 @@ class LoopPort:
 
     def complain(self, message: str, error: Exception) -> None:
         """Have the loop's exception handler, or on trio the library's logger, tell of an error that nobody awaits."""
-        self._complain({"message": message, "exception": error})
+        context = {"message": message, "exception": error}
+        try:
+            self._complain(context)
+        except Exception:  # as QtAsyncio's, which knows of tasks alone
+            _log_failure(context)
 
     def post(self, callback: Callback) -> bool:
         """Run `callback` on the loop, from any thread. False if the loop has been closed: then nothing will run."""
@@ -175,6 +190,24 @@ def _is_running(loop: Any) -> Callable[[], bool] | None:
         return None
 
 
+def _wake_of(loop: Any) -> Callable[[Callback], object]:
+    """Its `call_soon_threadsafe`, which raises RuntimeError once the loop is closed."""
+    call: Callable[[Callback], object] = loop.call_soon_threadsafe
+    if type(loop).call_soon_threadsafe.__module__.startswith(("asyncio.", "uvloop.")):
+        return call
+    try:
+        loop.is_closed()
+    except NotImplementedError:
+        return call
+
+    def wake(callback: Callback) -> None:  # others, such as qasync's, need not
+        if loop.is_closed():
+            raise RuntimeError("the loop is closed")
+        call(callback)
+
+    return wake
+
+
 def _watch_on_asyncio(loop: Any, bell: int, rung: Callback) -> Callback:
     loop.add_reader(bell, rung)
 
@@ -200,11 +233,14 @@ def _watch_on_trio(trio: Any, bell: int, rung: Callback) -> Callback:
 
 
 def _foreign_driver() -> str | None:
-    """Who says, by way of sniffio, that it steps the coroutine that runs now, if that is no event loop of ours."""
+    """Who says that it steps the coroutine that runs now, by way of sniffio or as rendercanvas does without, if that is
+    no event loop of ours."""
     sniffio: Any = sys.modules.get("sniffio")
-    if sniffio is None:
-        return None
-    name = sniffio.thread_local.name or sniffio.current_async_library_cvar.get()
+    if sniffio is not None:
+        name = sniffio.thread_local.name or sniffio.current_async_library_cvar.get()
+    else:
+        adapter: Any = sys.modules.get("rendercanvas.utils.asyncadapter")
+        name = getattr(getattr(adapter, "sniffio_thread_local", None), "name", None)
     return None if name in (None, "asyncio", "trio") else str(name)
 
 

@@ -1,8 +1,9 @@
 """The synchronous way in, for programs without an event loop: a ring that lives on a loop in a thread of its own.
 
 `StagingRingManager` runs one ring; `init_memory_system`, `staging_stats` and `close_memory_system` keep one manager for
-the whole program. All of it may be called from any thread. The calls block, so they are not for coroutines: those open
-a `StagingRing` on the loop that they have.
+the whole program. All of it may be called from any thread. The calls block, but for `StagingRingManager.start`, which
+returns a future; so they are not for coroutines, which open a `StagingRing` on the loop that they have, if that is
+asyncio, uvloop or trio.
 """
 
 from __future__ import annotations
@@ -12,12 +13,12 @@ import threading
 from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import CancelledError, Future
 from functools import partial
+from inspect import isawaitable
 from logging import ERROR
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 from weakref import WeakSet
 
 import anyio
-from anyio.from_thread import BlockingPortal
 
 from . import exits
 from .budget import MiB
@@ -25,14 +26,11 @@ from .errors import AlreadyInitialized, RingClosed, StagingError, WrongLoop, afr
 from .events import report
 from .exits import holding
 from .gpu.device import connect
-from .loop import LoopPort
+from .portal import Portal
 from .ring import StagingRing
 
 if TYPE_CHECKING:
     from .pools.pool import BufferPool
-
-_Opened: TypeAlias = tuple[BlockingPortal, StagingRing, LoopPort, anyio.Event]
-"""What is used from other threads: to start tasks, the ring, and what ends its loop."""
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -40,6 +38,7 @@ T = TypeVar("T")
 # Every usage but mapping (GPUBufferUsage in the WebGPU specification).
 _ANY_USAGE = 0x3FC
 
+_NO_THREAD = "the manager's thread has ended; a forked process makes a manager of its own"
 _NO_ADAPTER = "no GPU adapter was found; see 'aiostage info'"
 
 
@@ -62,10 +61,9 @@ class StagingRingManager:
         self._lock = threading.RLock()
         self._error: StagingError | None = RingClosed("the staging ring is not initialized: call initialize() first")
         self._thread: threading.Thread | None = None
-        self._started: Future[_Opened] = Future()
-        self._portal: BlockingPortal
+        self._started: Future[None] = Future()
+        self._portal: Portal | None = None  # from here on, what lives on the loop
         self._ring: StagingRing
-        self._port: LoopPort
         self._stop: anyio.Event
 
     def initialize(self) -> bool:
@@ -85,12 +83,12 @@ class StagingRingManager:
                 if self.device is None:
                     report(ERROR, "no_adapter", _NO_ADAPTER)
                     return False
-            started: Future[_Opened] = Future()
+            started: Future[None] = Future()
             self._started = started
             self._thread = exits.start(partial(self._run, started), "aiostage memory")
             _open_managers.add(self)
             try:
-                self._portal, self._ring, self._port, self._stop = started.result()
+                started.result()
             except CancelledError:
                 raise RingClosed("the interpreter ends") from None
             except BaseException:
@@ -112,6 +110,7 @@ class StagingRingManager:
         *,
         data_layout: Mapping[str, int] | None = None,
         size: Any = None,
+        atomic: bool = False,
     ) -> int:
         """Copy `data` to a buffer or texture. On return it may be reused, and the copy was submitted.
 
@@ -119,10 +118,11 @@ class StagingRingManager:
         :param offset: where in the buffer, in bytes.
         :param data_layout: as in `StagingRing.write_texture`; follows from the data's shape by default.
         :param size: bytes of `data` for a buffer, the region's extent for a texture; by default all.
+        :param atomic: nobody sees a part of it, as in `StagingRing.write_buffer`.
         :returns: the value of a fence that completes when the GPU has copied, for `wait`.
         :raises InvalidCopy: WebGPU would refuse it; nothing was copied.
         """
-        return self.call(_upload, destination, data, offset, data_layout, size)
+        return self.call(_upload, destination, data, offset, data_layout, size, atomic)
 
     def wait(self, value: int | None = None, timeout: float | None = None) -> None:
         """Block until the GPU has done fence `value`, or without one everything submitted to the device so far.
@@ -148,21 +148,38 @@ class StagingRingManager:
         :raises RingClosed: before `initialize` and after `close`, also while it waits.
         :raises WrongLoop: called on the ring's own loop, where waiting would never end.
         """
-
-        async def run() -> T:
-            return await function(self._ring, *args, **kwargs)
-
-        self._check_thread()
-        with holding(self._lock):  # what is started before `close` stops the loop will run
-            self._check()
-            future = self._portal.start_task_soon(run)
+        future = self.start(function, *args, **kwargs)
         try:
             return future.result()
-        except CancelledError:
-            raise RingClosed("the staging ring was closed") from None
         except BaseException:
             future.cancel()  # Ctrl-C ends the wait, and with it the work
             raise
+        finally:
+            del future  # or it, its error and this frame would keep each other alive
+
+    def start(
+        self,
+        function: Callable[Concatenate[StagingRing, P], Awaitable[T]],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> Future[T]:
+        """The same without waiting: the future of what `function` returns or raises. It waits for no turn of the loop.
+
+        For programs on a loop that is neither asyncio nor trio, such as Qt's. What is started begins in that order, and
+        runs side by side. The future's callbacks run in the manager's thread.
+
+        `future.cancel()` cancels the coroutine, as an anyio.CancelScope does; the future is cancelled once it has
+        ended by that, so that data may be reused when the future is over. Closing the manager ends what still runs,
+        with RingClosed.
+
+        :raises RingClosed: before `initialize` and after `close`.
+        :raises WrongLoop: called on the ring's own loop, where `await function(ring)` does it.
+        :raises TypeError: `function` cannot be called. If it returns nothing to await, the future has that error.
+        """
+        self._check_thread()
+        _check_is_function(function)
+        with holding(self._lock):  # what is started before `close` stops the loop will run
+            return self._check().start(partial(function, self._ring, *args, **kwargs))
 
     def close(self) -> None:
         """Submit what is committed, wait for the GPU, give the memory back and end the thread. Again does nothing."""
@@ -185,13 +202,18 @@ class StagingRingManager:
 
     def _check_thread(self) -> None:
         if self._thread is threading.current_thread():
-            raise WrongLoop("a blocking call on the manager's own event loop would wait for itself; use the ring")
+            raise WrongLoop("called on the manager's own event loop, which would wait for itself; await the ring's own")
 
-    def _check(self) -> None:
+    def _check(self) -> Portal:
         if self._error is not None:
             raise afresh(self._error)
         if self._thread is None or not self._thread.is_alive():  # as in a forked child
-            raise RingClosed("the manager's thread has ended; a forked process makes a manager of its own")
+            raise RingClosed(_NO_THREAD)
+        assert self._portal is not None
+        return self._portal
+
+    def _closed(self) -> RingClosed:
+        return RingClosed("the staging ring was closed" if self._error is not None else _NO_THREAD)
 
     def _end_at_exit(self) -> None:
         """Close, without waiting for the lock: who has it may wait for a loop that will not turn any more."""
@@ -203,36 +225,54 @@ class StagingRingManager:
     def _end_loop(self) -> None:
         if self._error is None:
             self._error = RingClosed("the staging ring was closed; make another manager")
-            self._port.post(self._stop.set)
+            assert self._portal is not None
+            self._portal.port.post(self._stop.set)
 
-    def _run(self, started: Future[_Opened]) -> None:
+    def _run(self, started: Future[None]) -> None:
         try:
-            anyio.run(self._live, started)
+            # Its own loop, whatever policy the program has set: a loop of Qt's lives in the main thread alone.
+            anyio.run(self._live, started, backend_options={"loop_factory": _new_event_loop})
         except BaseException as error:
             if started.done():
                 report(ERROR, "loop_ended", "the memory manager's event loop has ended", error)
             else:
                 started.set_exception(error)
+        finally:
+            if self._portal is not None:
+                self._portal.end()
 
-    async def _live(self, started: Future[_Opened]) -> None:
-        async with StagingRing(self.device, **self._options) as ring, BlockingPortal() as portal:
+    async def _live(self, started: Future[None]) -> None:
+        async with StagingRing(self.device, **self._options) as ring, Portal(self._closed) as portal:
             if not started.set_running_or_notify_cancel():
                 return
-            stop = anyio.Event()
-            started.set_result((portal, ring, LoopPort(), stop))
-            await stop.wait()
-            await ring.aclose()  # whoever waits for the ring hears of it
-            await portal.stop(cancel_remaining=True)  # who waits for something else is not waited for
+            self._ring, self._portal, self._stop = ring, portal, anyio.Event()
+            started.set_result(None)
+            await self._stop.wait()
+            await ring.aclose()  # whoever waits for the ring hears of it; who waits for something else, as this ends
 
 
-async def _upload(ring: StagingRing, destination: Any, data: Any, offset: int, data_layout: Any, size: Any) -> int:
+def _new_event_loop() -> Any:
+    import asyncio
+
+    return getattr(asyncio, "ProactorEventLoop", asyncio.SelectorEventLoop)()  # the former is Windows's
+
+
+def _check_is_function(function: object) -> None:
+    if not callable(function):
+        hint = "the function itself, its arguments behind it" if isawaitable(function) else "an 'async def'"
+        raise TypeError(f"{function!r} cannot be called with the ring: give {hint}")
+
+
+async def _upload(
+    ring: StagingRing, destination: Any, data: Any, offset: int, data_layout: Any, size: Any, atomic: bool
+) -> int:
     if connect(ring.device).is_resource(destination, "texture"):
         destination = {"texture": destination}
     if isinstance(destination, Mapping):
         place: Any = destination
-        fence = await ring.write_texture(place, data, data_layout, size)
+        fence = await ring.write_texture(place, data, data_layout, size, atomic=atomic)
     else:
-        fence = await ring.write_buffer(destination, offset, data, 0, size)
+        fence = await ring.write_buffer(destination, offset, data, 0, size, atomic=atomic)
     return fence.value
 
 

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, wait
+from contextvars import ContextVar
 from typing import Any
 
 import anyio
 import numpy as np
 import pytest
+import trio
 import wgpu
 from simulated import SimulatedGpu
 
@@ -326,3 +331,412 @@ def test_a_lost_device_is_told_to_the_thread_that_waits() -> None:
             upload.result(30)
         with pytest.raises(aiostage.DeviceLost):
             manager.stats()
+
+
+@pytest.mark.parametrize("kind", ["buffer", "texture"])
+def test_an_atomic_upload_goes_by_way_of_scratch_memory(kind: str, device: wgpu.GPUDevice, target: Any) -> None:
+    data = np.random.default_rng(3).integers(0, 255, (64, 64, 4), np.uint8)
+    usage = wgpu.TextureUsage.COPY_DST | wgpu.TextureUsage.COPY_SRC
+    texture = device.create_texture(size=(64, 64, 1), format="rgba8unorm", usage=usage)
+    destination = target(data.nbytes) if kind == "buffer" else texture
+    with memory.StagingRingManager(3, 4 * KiB, device=device) as manager:  # a fourth of it in each buffer
+        manager.upload(destination, data)
+        assert manager.stats()["scratch_bytes"] == 0
+        manager.upload(destination, data[::-1], atomic=True)
+        assert manager.stats()["scratch_bytes"] > 0
+        manager.wait()
+    if kind == "buffer":
+        seen = device.queue.read_buffer(destination)
+    else:
+        seen = device.queue.read_texture({"texture": texture}, {"bytes_per_row": 256}, (64, 64, 1))
+    assert bytes(seen) == data[::-1].tobytes()
+
+
+# -- start: without waiting --
+
+
+@pytest.fixture
+def manager() -> Iterator[memory.StagingRingManager]:
+    with memory.StagingRingManager(3, 1024, device=SimulatedGpu(free_running=True)) as manager:
+        yield manager
+
+
+class Endless:
+    """A coroutine function that waits until it is cancelled, then for `may_end`, and says how far it has come."""
+
+    def __init__(self, swallows: bool = False) -> None:
+        self.swallows = swallows
+        self.began, self.was_cancelled, self.may_end = threading.Event(), threading.Event(), threading.Event()
+        self.ended = False
+
+    async def __call__(self, ring: aiostage.StagingRing) -> str:
+        self.began.set()
+        try:
+            await anyio.sleep(3600)
+        except anyio.get_cancelled_exc_class():
+            self.was_cancelled.set()
+            with anyio.move_on_after(30, shield=True):
+                while not self.may_end.is_set():
+                    await anyio.sleep(0.001)
+            self.ended = True
+            if not self.swallows:
+                raise
+        return "all the same"
+
+
+def tasks_of(manager: memory.StagingRingManager) -> int:
+    async def count(ring: aiostage.StagingRing) -> int:
+        return len(anyio.get_running_tasks())
+
+    return manager.call(count)
+
+
+def test_what_is_started_runs_beside_its_thread_and_gives_a_future(manager: memory.StagingRingManager) -> None:
+    buffer = manager.device.buffer(16)
+
+    async def write(ring: aiostage.StagingRing, data: bytes, *, offset: int) -> int:
+        await (await ring.write_buffer(buffer, offset, data))
+        return threading.get_ident()
+
+    future = manager.start(write, b"12345678", offset=8)
+    assert isinstance(future, Future)
+    assert future.result(30) != threading.get_ident()
+    assert buffer.bytes.tobytes() == bytes(8) + b"12345678"
+    assert not future.cancel()
+    assert not future.running()
+    assert not future.cancelled()
+    assert manager.start(aiostage.StagingRing.stats).result(30).ring_count == 3  # any method that is to be awaited
+
+
+def test_many_threads_start_at_once_and_each_gets_its_own(device: wgpu.GPUDevice, target: Any) -> None:
+    part, each = 1 * KiB, 8
+    buffer = target(8 * each * part)
+    data = np.random.default_rng(4).integers(0, 255, (8 * each, part), np.uint8)
+
+    async def write(ring: aiostage.StagingRing, index: int) -> int:
+        await ring.write_buffer(buffer, index * part, data[index])
+        return index
+
+    def start(thread: int) -> list[Future[int]]:
+        return [manager.start(write, thread * each + number) for number in range(each)]
+
+    with memory.StagingRingManager(3, 4 * KiB, device=device) as manager:
+        with ThreadPoolExecutor(8) as threads:
+            futures = [future for some in threads.map(start, range(8)) for future in some]
+        assert [future.result(30) for future in futures] == list(range(8 * each))
+        manager.wait()
+    assert bytes(device.queue.read_buffer(buffer)) == data.tobytes()
+
+
+def test_what_is_started_begins_in_that_order_and_ends_in_its_own(manager: memory.StagingRingManager) -> None:
+    begun: list[int] = []
+    ended: list[int] = []
+
+    async def work(ring: aiostage.StagingRing, number: int) -> None:
+        begun.append(number)
+        await anyio.sleep(0.05 if number == 0 else 0)
+
+    futures = [manager.start(work, number) for number in range(20)]
+    for number, future in enumerate(futures):
+        future.add_done_callback(lambda _, number=number: ended.append(number))
+    wait(futures, 30)
+    wait_until(lambda: len(ended) == 20)
+    assert begun == list(range(20))
+    assert ended == [*range(1, 20), 0]
+
+
+def test_starting_waits_for_no_turn_of_the_loop(manager: memory.StagingRingManager) -> None:
+    standing, may_go_on = threading.Event(), threading.Event()
+
+    async def hold(ring: aiostage.StagingRing) -> None:
+        standing.set()
+        may_go_on.wait(30)
+
+    held = manager.start(hold)
+    assert standing.wait(30)
+    future = manager.start(_nothing)
+    assert future.cancel()  # nor does cancelling
+    assert not future.done()
+    may_go_on.set()
+    held.result(30)
+    with pytest.raises(CancelledError):
+        future.result(30)
+
+
+async def _nothing(ring: aiostage.StagingRing) -> None:
+    pass
+
+
+def test_what_is_cancelled_before_it_begins_never_does(manager: memory.StagingRingManager) -> None:
+    begun: list[object] = []
+
+    async def hold(ring: aiostage.StagingRing) -> None:
+        futures.append(in_thread(manager.start, begin).result(30))
+        assert futures[0].cancel()
+
+    async def begin(ring: aiostage.StagingRing) -> None:
+        begun.append(ring)
+
+    futures: list[Future[None]] = []
+    manager.start(hold).result(30)
+    with pytest.raises(CancelledError):
+        futures[0].result(30)
+    assert futures[0].cancelled()
+    assert futures[0].cancel()  # again: it is
+    assert not begun
+
+
+def test_a_future_that_is_cancelled_ends_when_its_coroutine_has(manager: memory.StagingRingManager) -> None:
+    work = Endless()
+    future = manager.start(work)
+    assert work.began.wait(30)
+    assert future.running()
+    assert future.cancel()
+    assert work.was_cancelled.wait(30)
+    assert not future.done()
+    assert future.running()
+    work.may_end.set()
+    done, _ = wait([future], 30)
+    assert done == {future}
+    assert future.cancelled()
+    assert not future.running()
+    assert work.ended
+
+
+def test_a_coroutine_may_end_otherwise_than_it_was_told(manager: memory.StagingRingManager) -> None:
+    async def fail(ring: aiostage.StagingRing) -> None:
+        try:
+            await anyio.sleep(3600)
+        finally:
+            raise ZeroDivisionError
+
+    work = Endless(swallows=True)
+    work.may_end.set()
+    swallowed, failed = manager.start(work), manager.start(fail)
+    wait_until(lambda: swallowed.running() and failed.running() and work.began.is_set())
+    assert swallowed.cancel()
+    assert failed.cancel()
+    assert swallowed.result(30) == "all the same"
+    assert isinstance(failed.exception(30), ZeroDivisionError)
+    assert not swallowed.cancel()  # too late
+    assert not swallowed.cancelled()
+
+
+def test_a_cancelled_upload_gives_its_place_in_the_line_back() -> None:
+    gpu = SimulatedGpu()
+    buffer = gpu.buffer(4096)
+    with memory.StagingRingManager(3, 1024, device=gpu) as manager:
+        upload = manager.start(aiostage.StagingRing.write_buffer, buffer, 0, bytes(range(256)) * 16)
+        wait_until(lambda: manager.stats()["waiters"])
+        assert upload.cancel()
+        with pytest.raises(CancelledError):
+            upload.result(30)
+        assert manager.stats()["waiters"] == 0
+        gpu.free_running = True
+        manager.wait(manager.upload(buffer, bytes(4096)))
+    assert gpu.violations == []
+
+
+def test_exceptions_arrive_in_the_future_whatever_they_are(manager: memory.StagingRingManager) -> None:
+    async def leave(ring: aiostage.StagingRing) -> None:
+        raise SystemExit(3)
+
+    async def write(ring: aiostage.StagingRing) -> None:
+        await ring.write_buffer(manager.device.buffer(4), 0, bytes(8))
+
+    async def cancelled(ring: aiostage.StagingRing) -> None:
+        raise anyio.get_cancelled_exc_class()
+
+    endless = Endless()
+    other = manager.start(endless)
+    assert isinstance(manager.start(leave).exception(30), SystemExit)
+    assert isinstance(manager.start(write).exception(30), aiostage.InvalidCopy)
+    with pytest.raises(CancelledError):
+        manager.start(cancelled).result(30)
+    assert tasks_of(manager)  # it goes on, and so do others
+    assert other.running()
+    endless.may_end.set()
+
+
+def test_an_error_keeps_nothing_alive(manager: memory.StagingRingManager) -> None:
+    class Data(bytearray):
+        pass
+
+    async def fail(ring: aiostage.StagingRing, data: Data) -> None:
+        raise ZeroDivisionError
+
+    data = Data(16)
+    kept = weakref.ref(data)
+    gc.collect()
+    gc.disable()
+    try:
+        future = manager.start(fail, data)
+        with pytest.raises(ZeroDivisionError):
+            future.result(30)
+        del future, data
+        wait_until(lambda: kept() is None)
+    finally:
+        gc.enable()
+
+
+def test_closing_ends_what_runs_with_an_error_that_says_so() -> None:
+    manager = memory.StagingRingManager(3, 1024, device=SimulatedGpu(free_running=True))
+    manager.initialize()
+    work = Endless()
+    running, waiting = manager.start(work), manager.start(hold_a_slot_and_wait)
+    assert work.began.wait(30)
+    wait_until(waiting.running)
+    closing = in_thread(manager.close)
+    assert work.was_cancelled.wait(30)
+    assert not running.done()
+    assert not closing.done()
+    work.may_end.set()
+    closing.result(30)
+    for future in (running, waiting):
+        with pytest.raises(aiostage.RingClosed, match="was closed"):
+            future.result(0)
+    assert work.ended
+    with pytest.raises(aiostage.RingClosed, match="was closed"):
+        manager.start(_nothing)
+
+
+async def hold_a_slot_and_wait(ring: aiostage.StagingRing) -> None:
+    slots = [await ring.allocate(1024) for _ in range(3)]
+    try:
+        await ring.allocate(1024)
+    finally:
+        for slot in slots:
+            slot.abandon()
+
+
+def test_what_is_started_while_it_closes_ends_or_is_refused() -> None:
+    for _ in range(20):
+        manager = memory.StagingRingManager(3, 1024, device=SimulatedGpu(free_running=True))
+        manager.initialize()
+        futures: list[Future[None]] = []
+
+        def start(manager: memory.StagingRingManager = manager, futures: list[Future[None]] = futures) -> None:
+            with pytest.raises(aiostage.RingClosed):
+                while True:
+                    futures.append(manager.start(_nothing))
+
+        starting = [in_thread(start) for _ in range(3)]
+        wait_until(lambda futures=futures: futures)
+        manager.close()
+        for thread in starting:
+            thread.result(30)
+        for future in futures:
+            assert isinstance(future.exception(30), aiostage.RingClosed | None)
+
+
+def test_a_loop_that_breaks_down_ends_what_waits_for_it(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def break_down(ring: aiostage.StagingRing) -> None:
+        asyncio.get_running_loop().stop()
+        await anyio.sleep(3600)
+
+    class Loop(asyncio.SelectorEventLoop):
+        def close(self) -> None:
+            late.append(in_thread(manager.start, _nothing).result(30))  # is accepted, and never begun
+            super().close()
+
+    late: list[Future[None]] = []
+    monkeypatch.setattr(memory, "_new_event_loop", Loop)
+    manager = memory.StagingRingManager(3, 1024, device=SimulatedGpu(free_running=True))
+    manager.initialize()
+    with pytest.raises((CancelledError, aiostage.RingClosed)):
+        manager.start(break_down).result(30)
+    wait_until(lambda: not manager.is_initialized())
+    assert isinstance(late[0].exception(30), aiostage.RingClosed)
+    with pytest.raises(aiostage.RingClosed, match="thread has ended"):
+        manager.start(_nothing)
+    assert "loop has ended" in caplog.text
+
+
+def test_a_lost_device_is_told_to_the_futures() -> None:
+    gpu = SimulatedGpu()
+    with memory.StagingRingManager(3, 1024, device=gpu) as manager:
+        upload = manager.start(aiostage.StagingRing.write_buffer, gpu.buffer(4096), 0, bytes(4096))
+        wait_until(lambda: manager.stats()["waiters"])
+        gpu.lose()
+        with pytest.raises(aiostage.DeviceLost):
+            upload.result(30)
+        with pytest.raises(aiostage.DeviceLost):
+            manager.start(aiostage.StagingRing.stats).result(30)
+
+
+def test_nothing_is_left_of_what_has_ended(manager: memory.StagingRingManager) -> None:
+    before = tasks_of(manager)
+    works = [Endless() for _ in range(10)]
+    futures = [manager.start(work) for work in works] + [manager.start(_nothing) for _ in range(10)]
+    assert tasks_of(manager) >= before + 10
+    for work, future in zip(works, futures, strict=False):
+        work.may_end.set()
+        future.cancel()
+    futures += [manager.start(lambda ring: 1 // 0) for _ in range(10)]
+    assert wait(futures, 30).not_done == set()
+    wait_until(lambda: tasks_of(manager) == before)
+    assert not manager._portal._unfinished
+
+
+def test_what_cannot_be_started_says_what_can(manager: memory.StagingRingManager) -> None:
+    coroutine = _nothing(None)
+    with pytest.raises(TypeError, match="give the function itself, its arguments behind it"):
+        manager.start(coroutine)
+    coroutine.close()
+    with pytest.raises(TypeError, match="give an 'async def'"):
+        manager.start(None)
+    with pytest.raises(TypeError, match="nothing to await in 7"):
+        manager.start(lambda ring: 7).result(30)
+    with pytest.raises(TypeError, match="positional argument"):
+        manager.start(_nothing, 1).result(30)
+
+    async def inside(ring: aiostage.StagingRing) -> None:
+        manager.start(_nothing)
+
+    with pytest.raises(aiostage.WrongLoop, match="own event loop"):
+        manager.start(inside).result(30)
+    with pytest.raises(aiostage.RingClosed, match="not initialized"):
+        memory.StagingRingManager(device=manager.device).start(_nothing)
+
+
+def test_asyncio_and_trio_await_and_cancel_it_too(manager: memory.StagingRingManager) -> None:
+    variable: ContextVar[str] = ContextVar("variable")
+
+    async def work(ring: aiostage.StagingRing) -> str:
+        await ring.stats()
+        return variable.get()
+
+    async def on_asyncio() -> str:
+        variable.set("asyncio")
+        endless = Endless()
+        endless.may_end.set()
+        with pytest.raises(asyncio.TimeoutError):
+            await asyncio.wait_for(asyncio.wrap_future(manager.start(endless)), 0.05)
+        wait_until(lambda: endless.ended)
+        return await asyncio.wrap_future(manager.start(work))
+
+    async def on_trio() -> str:
+        variable.set("trio")
+        future, event, token = manager.start(work), trio.Event(), trio.lowlevel.current_trio_token()
+        future.add_done_callback(lambda _: token.run_sync_soon(event.set))
+        await event.wait()
+        return future.result()
+
+    assert asyncio.run(on_asyncio()) == "asyncio"
+    assert trio.run(on_trio) == "trio"
+
+
+def test_the_managers_loop_is_its_own_whatever_policy_the_program_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    class OfAnotherThread(asyncio.DefaultEventLoopPolicy):  # as Qt's are
+        def new_event_loop(self) -> asyncio.AbstractEventLoop:
+            raise AssertionError("made in the manager's thread")
+
+    before = asyncio.get_event_loop_policy()
+    asyncio.set_event_loop_policy(OfAnotherThread())
+    try:
+        with memory.StagingRingManager(3, 1024, device=SimulatedGpu(free_running=True)) as manager:
+            assert manager.stats()["ring_count"] == 3
+    finally:
+        asyncio.set_event_loop_policy(before)
