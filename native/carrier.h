@@ -91,6 +91,8 @@ size_t carrier_take_ends(carrier *, carrier_end *, size_t most);
 uint32_t carrier_add_buffer(carrier *, gpu_handle buffer, uint64_t size, uint32_t map_mode);  // it will be END_BACK;
                                                                                               // UINT32_MAX: too many
 void carrier_forget_buffer(carrier *, uint32_t);
+void carrier_name_buffer(carrier *, uint32_t, uint32_t ring, uint32_t index);  // in a trace
+void carrier_show_buffer(carrier *, uint32_t, int state);  // one that is not lent is in this state, as TRACE_… has it
 
 // → a job, whose end comes in any case; with `rings` the bell is rung for it. 0: no memory
 uint64_t carrier_copy_block(carrier *, const block *, void *owner, bool rings);

@@ -297,6 +297,19 @@ static void tell_made(carrier *c, departure *d, bool made) {
     else if (!d->is_mark) tell(c, END_MADE, 0, d->serial, 0, NULL, true);
 }
 
+static void trace_submit(carrier *c, uint32_t trace, departure **list, unsigned count, double since, bool made, bool works) {
+    uint64_t copies = 0, commands = 0, bytes = 0;
+    for (unsigned k = 0; k < count; k++) {
+        copies += list[k]->copy_count;
+        commands += list[k]->command_count;
+        bytes += list[k]->bytes;
+    }
+    trace_argument arguments[] = {{"fence", list[count - 1]->serial}, {"fences", count}, {"copies", copies}, {"bytes", bytes},
+                                  {commands ? "command_buffers" : NULL, commands}};
+    const char *name = !made ? "lost submit" : works ? "submit" : "fence";
+    trace_slice(trace_gpu(c, trace), name, since, now(), arguments, 5);
+}
+
 bool depart_ready(carrier *c) {
     departure *list[MOST_AT_ONCE];
     fate_lock();
@@ -311,6 +324,8 @@ bool depart_ready(carrier *c) {
     }
     fate_visit(c->queue);
     fate_unlock();
+    uint32_t trace = trace_is_on();
+    double since = trace ? now() : 0;
     bool works = false;
     for (unsigned k = 0; k < count; k++) works |= !list[k]->is_mark;
     bool made = !lost && submit(c, list, count, works);
@@ -329,6 +344,8 @@ bool depart_ready(carrier *c) {
         d->group = g;
     }
     mutex_unlock(&c->lock);
+    if (g) g->trace = trace;
+    if (trace) trace_submit(c, trace, list, count, since, made, works);
     fate_lock();
     fate_end_visit(c->queue);
     for (unsigned k = 0; k < count; k++) free_contents(c, list[k]);
@@ -350,8 +367,15 @@ static void heard(carrier *c) {
     if (c->outstanding) c->outstanding--;  // when the device is lost none counts as such
 }
 
+// One after another: what is submitted while the GPU is busy begins when that is done.
+static void trace_done(carrier *c, uint32_t trace, const group *g, double began) {
+    trace_argument arguments[] = {{"bytes", g->bytes}};
+    trace_slice(trace_queue(c, trace), g->is_mark ? "fence" : "GPU", began, c->last_done, arguments, 1);
+}
+
 static void hear_groups(carrier *c) {
     bool lost = false;
+    uint32_t trace = trace_is_on();
     unsigned kept = 0;
     mutex_lock(&c->lock);
     for (unsigned i = 0; i < c->group_count; i++) {
@@ -363,10 +387,13 @@ static void hear_groups(carrier *c) {
         }
         lost |= answer == 2;
         heard(c);
+        double began = start_of(c, g);
         note_time(c, g);
+        if (trace) trace_done(c, trace, g, began);
         if (!g->is_mark) c->in_flight--;
         for (departure *d = c->departures; d; d = d->next)
             if (d->group == g) {
+                if (trace && g->trace == trace) trace_flow("fence", trace_gpu(c, trace), g->since, trace_queue(c, trace), began);
                 d->state = DONE;
                 d->group = NULL;
             }
@@ -476,9 +503,13 @@ bool poll_once(carrier *c) {
         ask_again(c, b, false);
     }
     bool any = c->outstanding > 0;
+    uint32_t trace = trace_is_on();
+    double since = trace ? now() : 0;
+    uint64_t owed = c->outstanding;
     poll_unless_lost(c);
     hear_groups(c);
     hear_buffers(c);
+    if (trace && c->outstanding < owed) trace_slice(trace_gpu(c, trace), "poll", since, now(), NULL, 0);
     forget_buffers(c, count);
     error_place = NULL;
     if (asked) {

@@ -27,6 +27,8 @@ struct upload {
     char *gone;       // why nothing may go there any more: not what is being copied either
     uint64_t serial;  // of the last submit
     double since;     // that a piece waits for a buffer, or 0
+    trace_track task;  // that posted it
+    double posted, submitted;
     carrier_source source;
     carrier_piece pieces[];
 };
@@ -88,6 +90,7 @@ static void rest(ring *r, staging *b) {
     b->next = r->idle;
     r->idle = b;
     r->counts.idle++;
+    trace_buffer(b->carrier, b, TRACE_AVAILABLE);
 }
 
 static staging *rise(ring *r) {
@@ -110,6 +113,7 @@ static void depart_filled(carrier *c, staging *b) {
     r->counts.cramped += is_part;
     if (b->taken > r->counts.sealed_most) r->counts.sealed_most = b->taken;
     b->load = NULL;
+    trace_buffer(c, b, TRACE_FENCED);
     queue_departure(c, d);
 }
 
@@ -133,6 +137,7 @@ static staging *room_for(carrier *c, ring *r, const carrier_piece *p) {
     d->buffers = grab(sizeof *d->buffers);
     d->buffers[0] = b->number;
     d->buffer_count = 1;
+    trace_buffer(c, b, TRACE_IN_USE);
     b->head = b->taken = 0;
     return r->filling = b;
 }
@@ -180,13 +185,22 @@ static void stall(ring *r, upload *u) {
 
 static void resume(ring *r, upload *u) {
     if (!u->since) return;
-    r->counts.stall_seconds += now() - u->since;
+    double at = now();
+    r->counts.stall_seconds += at - u->since;
+    if (u->task.trace) trace_slice(u->task, "stall", u->since, at, NULL, 0);
     r->counts.waiting--;
     u->since = 0;
 }
 
+static void trace_upload(carrier *c, const upload *u) {
+    trace_argument arguments[] = {{"bytes", u->nbytes}, {"pieces", u->count}, {u->serial ? "fence" : NULL, u->serial}};
+    trace_slice(u->task, "upload", u->posted, now(), arguments, 3);
+    if (u->submitted) trace_flow("upload", u->task, u->posted, trace_gpu(c, u->task.trace), u->submitted);
+}
+
 static void end_upload(carrier *c, upload *u) {
     u->ring->counts.wanted -= u->nbytes;
+    if (u->task.trace && u->task.trace == trace_is_on()) trace_upload(c, u);
     tell(c, END_UPLOAD, u->status, u->number, u->serial, u->why, true);
     for (departure *d = c->departures; d; d = d->next)
         if (d->serial == u->serial) d->is_told = true;
@@ -214,6 +228,7 @@ static void drop_rest(carrier *c, upload *u, int32_t status, const char *why) {
 void end_piece(carrier *c, departure *d, uint32_t index, bool made) {
     upload *u = d->uploads[index];
     const char *why = d->reasons ? d->reasons[index] : NULL;
+    if (made && u->task.trace) u->submitted = now();
     if (made && d->serial > u->serial) u->serial = d->serial;  // also of a submit without it: its buffer is away
     if (u->status == JOB_DONE && (why || !made)) {
         u->status = made ? UPLOAD_LEFT_OUT : UPLOAD_LOST;
@@ -430,6 +445,8 @@ uint64_t carrier_upload(carrier *c, ring *r, const carrier_piece *pieces, uint32
     bool wakes = false;
     upload *u = make_upload(r, pieces, count, most);
     u->source = *source;
+    u->task = c->poster;
+    if (u->task.trace) u->posted = now();
     (u->to_texture ? c->gpu.keep_texture : c->gpu.keep_buffer)(u->to);
     fate_lock();
     if (checked_at == carrier_epoch()) {

@@ -131,6 +131,7 @@ class SimulatedGpu:
     `may_submit` is an event that submits wait for: clear it to have `submit` block, as a software adapter's does.
     """
 
+    name = "simulated"
     max_buffer_size = 1 << 30
     functions = FUNCTIONS
     message_in_done = True

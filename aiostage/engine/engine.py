@@ -12,6 +12,7 @@ A whole upload of more than `inline_size` bytes has a shorter way: `upload`, see
 
 from __future__ import annotations
 
+import itertools
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +21,7 @@ from functools import partial
 from logging import WARNING
 from typing import Any
 
+from .. import probe
 from ..carrier.carrier import Carrier
 from ..carrier.departure import Departure
 from ..carrier.timeline import Timeline
@@ -58,6 +60,9 @@ Ended = Callable[[BaseException | None], object]
 """Called on the loop with what went wrong in filling a place, or None."""
 
 
+_numbers = itertools.count(1)
+
+
 class Counts:
     """What happened since the ring was opened."""
 
@@ -82,6 +87,7 @@ class Engine:
     timeline: Timeline[Any]
 
     def __init__(self, ring_count: int, inline_size: int, patience: float, fence_timeout: float | None) -> None:
+        self.number = next(_numbers)  # of the ring, in a trace
         self.inline_size = inline_size
         self.patience = patience
         self.fence_timeout = fence_timeout
@@ -120,12 +126,20 @@ class Engine:
         back = weakref.WeakMethod(self._back)  # weakly, or the carrier would keep a ring that nobody closed
         for buffer in self.shelf.all:
             self.carrier.add_buffer(buffer, partial(_call_back, back, buffer))
+            self.carrier.name_buffer(buffer, self.number)
+        self.shelf.show = self.carrier.show_buffer
 
     def start(self) -> None:
         """They are mapped: work with them."""
         self.demand = Demand(len(self.shelf.all))
         self.buffer_size = self.shelf.all[0].size
         self.error = None
+        probe.opened(self)
+
+    def show_buffers(self) -> None:
+        """For a trace: what states they are in."""
+        for buffer in self.shelf.all:
+            buffer.show()
 
     # -- checks --
 
@@ -287,6 +301,8 @@ class Engine:
         """It waits no more."""
         self.counts.stall_seconds += seconds
         self.demand.waiting -= waiter.size
+        if probe.tracer is not None:
+            probe.tracer.stalled(self.port, waiter.size, seconds)
         if self._logs:
             event("resumed", size=waiter.size, waited=seconds, granted=waiter.place.value is not None)
 
@@ -772,6 +788,7 @@ class Engine:
 
     def close(self) -> None:
         """Give the buffers up. Memory that something still points at is freed with the last of its views."""
+        probe.closed(self)
         self._fail_loads(RingClosed("the ring was closed"))
         for buffer in self.shelf.all:
             self.carrier.forget_buffer(buffer)

@@ -74,6 +74,11 @@ def _clear_errors() -> Iterator[None]:
 native.name_handle("_internal")  # of wgpu-py's objects
 
 
+def _ascii(name: str) -> str:
+    """As much of it as a trace can have without escapes."""
+    return "".join(letter for letter in name[:60] if " " <= letter <= "~" and letter not in "\"\\")
+
+
 class WgpuNative:
     """`Native` on wgpu-py's C functions."""
 
@@ -85,6 +90,7 @@ class WgpuNative:
         ledger.follow(_api)
         self.device = device
         self.process = os.getpid()
+        self.name = _ascii(device.adapter.info["device"])
         self.submit_blocks = device.adapter.info["adapter_type"] == "CPU"
         self.max_buffer_size = int(device.limits["max-buffer-size"])
         self._ffi, self._lib, self._errors = _api.ffi, _api.lib, _api.error_handler

@@ -12,6 +12,8 @@ from ..data.copies import Copy, Staged, TextureCopy
 class Native(Protocol):
     """A GPU device and its queue, as much of it as staging needs. All methods may be called from any thread."""
 
+    name: str
+    """What it is called in a trace: some words in ASCII."""
     submit_blocks: bool
     """Whether a submit may wait for earlier GPU work (software adapters' do)."""
     max_buffer_size: int
