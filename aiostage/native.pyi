@@ -22,6 +22,8 @@ POLL: int
 AVAILABLE: int
 IN_USE: int
 FENCED: int
+TIMES: int
+TIMES_STEP: int
 
 class Carrier:
     """Copy threads, and a GPU thread that submits and polls, for one device and one event loop.
@@ -48,6 +50,16 @@ class Carrier:
     def read(self, keeps: object, file: int, position: int, address: int, block: bytes, rings: bool) -> int: ...
     def cancel(self, job: int) -> bool: ...
     def entitle(self, title: str) -> None: ...
+    def time(
+        self,
+        keeps: object,
+        write: int,
+        resolve: int,
+        queries: int,
+        resolved: int,
+        results: tuple[int, ...],
+        period: float,
+    ) -> bool: ...
     def post_from(self, trace: int, process: int, track: int) -> None: ...
     def add_ring(self) -> int: ...
     def drop_ring(self, ring: int) -> None: ...

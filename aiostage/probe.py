@@ -31,6 +31,13 @@ class Traced(Protocol):
     @property
     def port(self) -> Port: ...
 
+    @property
+    def name(self) -> str:
+        """Of its device."""
+
+    def time_submits(self) -> bool:
+        """Have the GPU asked how long submits take; in any thread. False: it cannot be."""
+
     def show_buffers(self) -> None:
         """Tell in which states its buffers are; on its loop."""
 

@@ -11,6 +11,7 @@ import json
 import os
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from functools import partial
 from logging import ERROR
@@ -19,6 +20,7 @@ from typing import Any, Self
 from weakref import ref
 
 from . import __version__, exits, native, probe
+from .errors import StagingError
 from .events import report
 from .probe import Port, Traced, Track
 
@@ -29,6 +31,8 @@ PERIOD = 0.01  # seconds between two looks of the thread: at what is to be writt
 PATIENCE = 5.0  # seconds for it to end
 MOST_NAMES = 500  # of tasks, each with a track of its own; what comes then shares those of the nameless
 TITLE = 60  # characters of a name that are shown
+
+NO_TIMESTAMPS = "none: the device has not both features timestamp-query and timestamp-query-inside-encoders"
 
 _one = threading.Lock()  # held while a trace is being begun or ended
 
@@ -76,6 +80,8 @@ class Trace:
         self._file = -1
         self._number = 0  # of the trace that the carriers write
         self._loops: dict[int, _Loop] = {}  # by id; each is kept
+        self._untimed: deque[ref[Traced]] = deque()  # rings whose device was not asked for timestamps yet
+        self._gpu_time: dict[str, str] = {}  # what became of that, by device
         self._over = threading.Event()
         self._thread: threading.Thread | None = None
         self._taking = threading.Lock()  # held to take events and write them
@@ -132,6 +138,7 @@ class Trace:
         ring = known()
         if ring is not None and probe.tracer is self:
             self._loop_of(ring.port).rings += 1
+            self._untimed.append(known)
             ring.show_buffers()
 
     def closed(self, ring: Traced) -> None:
@@ -157,8 +164,21 @@ class Trace:
         while not self._over.wait(PERIOD):
             for loop in list(self._loops.values()):
                 loop.ask()
+            while self._untimed and probe.tracer is self:
+                self._time(self._untimed.popleft()())
             with self._taking:
                 self._write_some()
+
+    def _time(self, ring: Traced | None) -> None:
+        """Off its loop: it makes buffers."""
+        if ring is None:
+            return
+        try:
+            is_timed = ring.time_submits()
+        except StagingError as error:  # the device is lost, or has no memory
+            self._gpu_time[ring.name] = f"none: {error}"
+        else:
+            self._gpu_time[ring.name] = "timestamp queries" if is_timed else NO_TIMESTAMPS
 
     def _write_some(self) -> None:
         events, lost = native.trace_take()
@@ -174,7 +194,7 @@ class Trace:
         native.trace_forget()
 
     def _about(self) -> dict[str, Any]:
-        return {"version": __version__, "lost_events": self.lost}
+        return {"version": __version__, "lost_events": self.lost, "gpu_time": self._gpu_time}
 
     def _write(self, some: bytes) -> None:
         rest = memoryview(some)

@@ -39,6 +39,7 @@ static void destroy(carrier *c) {
     for (unsigned i = 0; i < c->group_count; i++) free(c->groups[i]);
     for (uint32_t i = 0; i < c->job_room; i++) free(c->jobs[i]);
     free(c->jobs);
+    free(atomic_load(&c->times));
     free(c->ends);
     close_bell(c);
     condition_end(&c->work);

@@ -158,6 +158,16 @@ bool carrier_is_visited(gpu_handle queue);  // whether somebody submits to it no
 // An error that wgpu reports in this thread. false: it is none of the carrier's
 bool carrier_note_error(const char *text);
 
+// What it takes to ask the GPU how long submits take, while a trace is written; not in the table, since few devices have it.
+enum { CARRIER_TIMES = 16, CARRIER_TIMES_STEP = 256 };  // submits at a time; bytes between two of them in `resolved`
+typedef struct {
+    void (*write)(gpu_handle encoder, gpu_handle queries, uint32_t index);
+    void (*resolve)(gpu_handle encoder, gpu_handle queries, uint32_t first, uint32_t count, gpu_handle into, uint64_t offset);
+    gpu_handle queries, resolved, results[CARRIER_TIMES];
+    double period;  // seconds of a tick
+} carrier_times;
+bool carrier_time(carrier *, const carrier_times *);  // these belong to its owner, as long as it has threads; false: it has some
+
 typedef struct {
     uint64_t submits, polls, merged, outstanding, queued, unfinished;  // the last: jobs and uploads
     double oldest;  // seconds that the oldest submit has been in flight

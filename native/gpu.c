@@ -35,7 +35,7 @@ void lose(carrier *c, const char *why) {
 
 // Whether a call that changes nothing fails. In the GPU thread, whose errors go to `error_place`. It takes a microsecond,
 // and is the last thing before each call in which wgpu-native aborts if the device is lost: a submit, a look at memory.
-static bool is_lost(carrier *c) {
+bool is_lost(carrier *c) {
     char error[ERROR_SIZE] = "", *before = error_place;
     error_place = error;
     c->gpu.write_buffer(c->queue, c->probe, 0, NULL, 0);
@@ -85,6 +85,17 @@ static void encode(submission *s, const departure *d) {
     if (!d->command_count) return;
     finish(s);
     for (uint32_t i = 0; i < d->command_count; i++) s->commands[s->count++] = d->commands[i];
+}
+
+static int begin_time(submission *s) {
+    if (!atomic_load(&s->c->times)) return -1;
+    s->encoder = s->c->gpu.create_encoder(s->c->device, NULL);
+    return s->encoder ? times_begin(s->c, s->encoder) : -1;
+}
+
+static void end_time(submission *s, int which) {
+    if (!s->encoder) s->encoder = s->c->gpu.create_encoder(s->c->device, NULL);
+    if (s->encoder) times_end(s->c, s->encoder, which);
 }
 
 static void release_own(submission *s) {
@@ -190,10 +201,10 @@ static group *ask_for_work(carrier *c, departure **list, unsigned count, bool is
 }
 
 // false: the device is lost, and nothing was submitted.
-static bool submit(carrier *c, departure **list, unsigned count, bool works) {
+static bool submit(carrier *c, departure **list, unsigned count, bool works, uint32_t trace) {
     char error[ERROR_SIZE] = "";
     gpu_handle *commands, *own;
-    unsigned most = 1;
+    unsigned most = 3;
     error_place = error;
     for (unsigned k = 0; k < count; k++) {
         most += list[k]->command_count + 1;
@@ -209,17 +220,25 @@ static bool submit(carrier *c, departure **list, unsigned count, bool works) {
     commands = grab(2 * most * sizeof *commands);
     own = commands + most;
     submission s = {c, NULL, commands, 0, own, 0};
+    int timed = -1;
     for (int attempt = 0; works && attempt < 2; attempt++) {
         *error = 0;
+        if (trace && attempt == 0) timed = begin_time(&s);
         for (unsigned k = 0; k < count; k++) encode(&s, list[k]);
+        if (timed >= 0) end_time(&s, timed);
         finish(&s);
         if (!*error) break;
+        if (timed >= 0) times_drop(c, timed);
+        timed = -1;
         release_own(&s);
         if (attempt == 0 && !is_lost(c))
             for (unsigned k = 0; k < count; k++) find_guilty(c, list[k], error);
     }
     bool ok = !works || (!*error && !is_lost(c));
+    double since = timed < 0 ? 0 : now();
     if (ok && works) c->gpu.submit(c->queue, s.count, s.commands);
+    if (timed >= 0 && ok) times_ask(c, timed, trace, list[count - 1]->serial, since);
+    else if (timed >= 0) times_drop(c, timed);
     if (!ok && *error) lose(c, error);
     release_own(&s);
     error_place = NULL;
@@ -328,7 +347,7 @@ bool depart_ready(carrier *c) {
     double since = trace ? now() : 0;
     bool works = false;
     for (unsigned k = 0; k < count; k++) works |= !list[k]->is_mark;
-    bool made = !lost && submit(c, list, count, works);
+    bool made = !lost && submit(c, list, count, works, trace);
     group *g = made ? ask_for_work(c, list, count, !works) : NULL;
     if (made) {
         c->merged += count - 1;
@@ -369,7 +388,7 @@ static void heard(carrier *c) {
 
 // One after another: what is submitted while the GPU is busy begins when that is done.
 static void trace_done(carrier *c, uint32_t trace, const group *g, double began) {
-    trace_argument arguments[] = {{"bytes", g->bytes}};
+    trace_argument arguments[] = {{g->bytes ? "bytes" : NULL, g->bytes}};
     trace_slice(trace_queue(c, trace), g->is_mark ? "fence" : "GPU", began, c->last_done, arguments, 1);
 }
 
@@ -509,6 +528,7 @@ bool poll_once(carrier *c) {
     poll_unless_lost(c);
     hear_groups(c);
     hear_buffers(c);
+    for (unsigned told = times_hear(c); told; told--) heard(c);
     if (trace && c->outstanding < owed) trace_slice(trace_gpu(c, trace), "poll", since, now(), NULL, 0);
     forget_buffers(c, count);
     error_place = NULL;

@@ -21,6 +21,7 @@ typedef struct {
     PyObject_HEAD
     carrier *c;
     long process;  // a forked child has the memory, but none of the threads
+    PyObject *times;  // what has the handles that it asks the GPU's time by
 } Carrier;
 
 static PyObject *none(void) {
@@ -110,6 +111,7 @@ static void Carrier_dealloc(PyObject *object) {
         bool quiet = carrier_join(c, 1.0);
         PyEval_RestoreThread(state);
         if (quiet) carrier_each_owner(c, release_owner);  // else a thread may still read what they are
+        if (quiet) Py_DecRef(self->times);
         state = PyEval_SaveThread();  // what is released may wait for somebody who reports an error
         carrier_drop(c);
         PyEval_RestoreThread(state);
@@ -317,6 +319,31 @@ static PyObject *Carrier_entitle(PyObject *self, PyObject *title) {
     if (!utf8) return NULL;
     strncpy(c->traced.title, utf8, sizeof c->traced.title - 1);
     return none();
+}
+
+static PyObject *Carrier_time(PyObject *self, PyObject *args) {
+    SELF;
+    carrier_times times = {0};
+    unsigned long long write, resolve, queries, resolved;
+    PyObject *keeps, *results;
+    uint32_t count;
+    if (!PyArg_ParseTuple(args, "OKKKKO!d:time", &keeps, &write, &resolve, &queries, &resolved, &PyTuple_Type, &results,
+                          &times.period))
+        return NULL;
+    gpu_handle *handles = numbers(results, 8, &count);
+    if (!handles || PyErr_Occurred() || count != CARRIER_TIMES) {
+        free(handles);
+        return PyErr_Occurred() ? NULL : PyErr_Format(PyExc_ValueError, "%d results are needed", CARRIER_TIMES);
+    }
+    memcpy(&times.write, &(void *){(void *)(uintptr_t)write}, sizeof times.write);
+    memcpy(&times.resolve, &(void *){(void *)(uintptr_t)resolve}, sizeof times.resolve);
+    times.queries = (gpu_handle)(uintptr_t)queries;
+    times.resolved = (gpu_handle)(uintptr_t)resolved;
+    memcpy(times.results, handles, sizeof times.results);
+    free(handles);
+    bool taken = carrier_time(c, &times);
+    if (taken) ((Carrier *)self)->times = Py_NewRef(keeps);
+    return truth(taken);
 }
 
 static PyObject *Carrier_post_from(PyObject *self, PyObject *args) {
@@ -537,6 +564,8 @@ static PyMethodDef Carrier_methods[] = {
     {"read", Carrier_read, METH_VARARGS, "(what keeps the file, file, position, address, block, rings) → job."},
     {"cancel", Carrier_cancel, METH_O, "Whether the job had not begun, and never will."},
     {"entitle", Carrier_entitle, METH_O, "What it is called in a trace: ASCII, as JSON has it."},
+    {"time", Carrier_time, METH_VARARGS,
+     "(what keeps the rest, write, resolve, queries, resolved, results, seconds of a tick): ask the GPU's time in traces."},
     {"post_from", Carrier_post_from, METH_VARARGS, "(trace, process, track): of the task that posts the next upload."},
     {"add_ring", Carrier_add_ring, METH_NOARGS, "→ a number for those below."},
     {"drop_ring", Carrier_drop_ring, METH_O, "Whose buffers were forgotten."},
@@ -799,7 +828,7 @@ static int module_exec(PyObject *module) {
                      {"REACHED", END_REACHED}, {"LOST", END_LOST},         {"POLLED", END_POLLED}, {"COPY", STEP_COPY},     {"PIECE", STEP_PIECE},
                      {"DEPART", STEP_DEPART},  {"POLL", STEP_POLL},        {"UPLOAD", END_UPLOAD}, {"LENT_IDLE", LENT_IDLE},
                      {"LENT_FILLING", LENT_FILLING}, {"LENT_AWAY", LENT_AWAY}, {"STALE", STALE},
-                     {"AVAILABLE", TRACE_AVAILABLE}, {"IN_USE", TRACE_IN_USE}, {"FENCED", TRACE_FENCED}};
+                     {"AVAILABLE", TRACE_AVAILABLE}, {"IN_USE", TRACE_IN_USE}, {"FENCED", TRACE_FENCED}, {"TIMES", CARRIER_TIMES}, {"TIMES_STEP", CARRIER_TIMES_STEP}};
     for (size_t i = 0; !failed && i < sizeof constants / sizeof *constants; i++)
         failed = PyModule_AddIntConstant(module, constants[i].name, constants[i].value);
     return failed ? failed : add_writes(module);

@@ -9,6 +9,7 @@
 
 typedef struct departure departure;
 typedef struct job job;
+typedef struct times times;
 
 enum { SHARE = 256 << 10 };    // bytes of a job that a copy thread takes at a time: several copy one upload
 enum { FIRST_MAP = 1 << 20 };  // bytes that the first mapping fills with zeros at a time: nobody can submit meanwhile
@@ -129,6 +130,7 @@ struct carrier {
     _Atomic uint64_t outstanding, submits, polls, merged;  // which others may ask
 
     trace_carrier traced;
+    times *_Atomic times;  // NULL: the GPU is not asked
     trace_track poster;  // the loop's own: the task that posts an upload
 };
 
@@ -164,6 +166,14 @@ bool depart_ready(carrier *);
 bool poll_once(carrier *);
 void lose(carrier *, const char *why);  // without the lock
 void wake_gpu(carrier *);               // with it
+bool is_lost(carrier *);                // in the GPU thread
+
+// times.c, there as well
+int times_begin(carrier *, gpu_handle encoder);  // → which; -1: not this time
+void times_end(carrier *, gpu_handle encoder, int which);
+void times_drop(carrier *, int which);  // it was not submitted
+void times_ask(carrier *, int which, uint32_t trace, uint64_t fence, double since);  // it was
+unsigned times_hear(carrier *);  // how many were answered
 
 // fate.c
 void fate_add(carrier *);

@@ -230,6 +230,12 @@ trace_track trace_copier(carrier *c, uint32_t trace) {
     return mine;
 }
 
+trace_track trace_gpu_time(carrier *c, uint32_t trace) {
+    trace_carrier *t = tracks_of(c, trace);
+    if (!t->gpu_time) t->gpu_time = trace_add_track(trace, t->process, "GPU time, by timestamps").track;
+    return (trace_track){trace, t->process, t->gpu_time};
+}
+
 static void end_lane(trace_lane *b, double at) {
     static const char *const names[] = {NULL, "available", "in_use", "fenced"};
     if (b->state) trace_slice(b->at, names[b->state], b->since, at, NULL, 0);

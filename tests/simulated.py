@@ -234,6 +234,8 @@ class SimulatedGpu:
     def handles(self) -> tuple[int, int, int]:
         return number_of(self), number_of(self), 0
 
+    def times(self) -> None: ...
+
     def handle(self, resource: Any) -> int:
         return number_of(resource)
 

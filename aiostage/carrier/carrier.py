@@ -60,6 +60,7 @@ class Carrier:
         self._reached, self._lost = reached, lost
         self._native = native.Carrier(device.functions, *device.handles, device.message_in_done)
         self._native.entitle(device.name)
+        self._timing, self._is_timed = threading.Lock(), False
         self._jobs: dict[int, Ended] = {}
         self._departures: dict[int, tuple[Departure, list[Staged]]] = {}
         self._buffers: dict[int, Callable[[int], object]] = {}
@@ -105,6 +106,13 @@ class Carrier:
     def show_buffer(self, number: int, state: int) -> None:
         """For a trace: it is in this state; or, if it is lent, in the one that it is in."""
         self._native.show_buffer(number, state)
+
+    def time(self) -> bool:
+        """Have the GPU asked how long its submits take, in traces; in any thread. False: it cannot be."""
+        with self._timing:
+            if not self._is_timed and (times := self._device.times()) is not None:
+                self._is_timed = self._native.time(*times)
+            return self._is_timed
 
     def copy(self, data: Any, address: int, steps: tuple[int, ...], swap: int, ended: Ended, rings: bool = True) -> int:
         """Copy an array to an address, where its items lie `steps` bytes apart along each of its axes.

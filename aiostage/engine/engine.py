@@ -136,6 +136,15 @@ class Engine:
         self.error = None
         probe.opened(self)
 
+    @property
+    def name(self) -> str:
+        """Of its device, in a trace."""
+        return self.native.name
+
+    def time_submits(self) -> bool:
+        """For a trace: have the GPU asked how long they take. False: it cannot be."""
+        return self.carrier.time()
+
     def show_buffers(self) -> None:
         """For a trace: what states they are in."""
         for buffer in self.shelf.all:
