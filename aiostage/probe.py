@@ -33,7 +33,7 @@ class Traced(Protocol):
 
     @property
     def name(self) -> str:
-        """Of its device."""
+        """Of it and its device."""
 
     def time_submits(self) -> bool:
         """Have the GPU asked how long submits take; in any thread. False: it cannot be."""

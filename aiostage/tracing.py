@@ -74,14 +74,18 @@ class Trace:
         """Why it ends before the block does."""
         self.lost = 0
         """Events that found no room, because the file was not written to fast enough."""
+        self.gpu_time: dict[str, str] = {}
+        """By ring: whether its device is asked how long each submit takes, and if not, why."""
+        self.rings = 0
+        """Rings that were open meanwhile."""
         self.nbytes = 0
         """Written to the file so far."""
         self._room = room
+        self._process = os.getpid()
         self._file = -1
         self._number = 0  # of the trace that the carriers write
         self._loops: dict[int, _Loop] = {}  # by id; each is kept
         self._untimed: deque[ref[Traced]] = deque()  # rings whose device was not asked for timestamps yet
-        self._gpu_time: dict[str, str] = {}  # what became of that, by device
         self._over = threading.Event()
         self._thread: threading.Thread | None = None
         self._taking = threading.Lock()  # held to take events and write them
@@ -97,6 +101,8 @@ class Trace:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
+        if self._process != os.getpid():  # a forked child, and the file is its parent's
+            return
         with _one:
             if probe.tracer is self:
                 probe.tracer = None
@@ -104,7 +110,7 @@ class Trace:
             self._over.set()
             if self._thread is not None:
                 exits.join(self._thread, PATIENCE)
-            if self._file >= 0 and self._taking.acquire(timeout=PATIENCE):  # else the thread still writes, and waits
+            if self._file >= 0 and self._taking.acquire(blocking=False):  # else the thread waits for the disk still
                 try:
                     self._write_rest()
                 finally:
@@ -120,13 +126,13 @@ class Trace:
             self._number = native.trace_begin(self._room)
             if not self._number:
                 raise MemoryError(f"no memory for {2 * self._room} bytes of events")
+            probe.tracer = self  # before the thread begins, which may find that it cannot write
             self._thread = exits.start(self._run, "aiostage trace")
         except BaseException:
+            probe.tracer = None
             native.trace_end()
-            os.close(self._file)
-            self._file = -1
+            self._close()
             raise
-        probe.tracer = self
 
     # -- what the library tells --
 
@@ -138,6 +144,7 @@ class Trace:
         ring = known()
         if ring is not None and probe.tracer is self:
             self._loop_of(ring.port).rings += 1
+            self.rings += 1
             self._untimed.append(known)
             ring.show_buffers()
 
@@ -174,11 +181,10 @@ class Trace:
         if ring is None:
             return
         try:
-            is_timed = ring.time_submits()
+            how = "timestamp queries" if ring.time_submits() else NO_TIMESTAMPS
         except StagingError as error:  # the device is lost, or has no memory
-            self._gpu_time[ring.name] = f"none: {error}"
-        else:
-            self._gpu_time[ring.name] = "timestamp queries" if is_timed else NO_TIMESTAMPS
+            how = f"none: {error}"
+        self.gpu_time[ring.name] = how
 
     def _write_some(self) -> None:
         events, lost = native.trace_take()
@@ -194,7 +200,7 @@ class Trace:
         native.trace_forget()
 
     def _about(self) -> dict[str, Any]:
-        return {"version": __version__, "lost_events": self.lost, "gpu_time": self._gpu_time}
+        return {"version": __version__, "lost_events": self.lost, "gpu_time": self.gpu_time}
 
     def _write(self, some: bytes) -> None:
         rest = memoryview(some)
@@ -213,6 +219,7 @@ class Trace:
         if probe.tracer is self:
             probe.tracer = None
             native.trace_end()
+            native.trace_forget()
         self._close()
         report(ERROR, "trace_failed", f"the trace {self.path} ends here, after {self.nbytes} bytes: {error.strerror}")
 
@@ -231,6 +238,7 @@ class _Loop:
     def __init__(self, port: Port, trace: int, number: int) -> None:
         self.port = port
         self.rings = 0  # open ones
+        self.answers = 0  # so far
         self._trace = trace
         self._process = native.trace_process(trace, f"event loop {number}")
         self._tracks: dict[ref[Any], Track] = {}  # of tasks
@@ -249,6 +257,7 @@ class _Loop:
 
     def _answer(self, asked: float) -> None:
         native.trace_lag(self._trace, self._process, time.perf_counter() - asked)
+        self.answers += 1
         self._waits = False
 
     # -- its tasks --

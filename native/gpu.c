@@ -353,7 +353,10 @@ bool depart_ready(carrier *c) {
         c->merged += count - 1;
         for (unsigned k = 0; k < count; k++)
             for (uint32_t i = 0; i < list[k]->buffer_count; i++) ask_for_buffer(c, buffer_of(c, list[k]->buffers[i]));
+        g->trace = trace;
     }
+    c->submitting = since;
+    if (trace) trace_submit(c, trace, list, count, since, made, works);  // before anybody hears of it
     mutex_lock(&c->lock);
     for (unsigned k = 0; k < count; k++) {
         departure *d = list[k];
@@ -363,8 +366,6 @@ bool depart_ready(carrier *c) {
         d->group = g;
     }
     mutex_unlock(&c->lock);
-    if (g) g->trace = trace;
-    if (trace) trace_submit(c, trace, list, count, since, made, works);
     fate_lock();
     fate_end_visit(c->queue);
     for (unsigned k = 0; k < count; k++) free_contents(c, list[k]);

@@ -228,7 +228,7 @@ static void drop_rest(carrier *c, upload *u, int32_t status, const char *why) {
 void end_piece(carrier *c, departure *d, uint32_t index, bool made) {
     upload *u = d->uploads[index];
     const char *why = d->reasons ? d->reasons[index] : NULL;
-    if (made && u->task.trace) u->submitted = now();
+    if (made && u->task.trace) u->submitted = c->submitting;
     if (made && d->serial > u->serial) u->serial = d->serial;  // also of a submit without it: its buffer is away
     if (u->status == JOB_DONE && (why || !made)) {
         u->status = made ? UPLOAD_LEFT_OUT : UPLOAD_LOST;

@@ -138,8 +138,8 @@ class Engine:
 
     @property
     def name(self) -> str:
-        """Of its device, in a trace."""
-        return self.native.name
+        """Of the ring and its device, in a trace."""
+        return f"ring {self.number} on {self.native.name}"
 
     def time_submits(self) -> bool:
         """For a trace: have the GPU asked how long they take. False: it cannot be."""
