@@ -275,8 +275,8 @@ bool trace_begin(size_t bytes) {
     if (begins) {
         free(text);
         free(taken);
-        text = malloc(bytes);
-        taken = malloc(bytes);
+        text = calloc(1, bytes);
+        taken = calloc(1, bytes);
         begins = text && taken;
     }
     if (begins) {
