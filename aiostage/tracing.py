@@ -25,7 +25,7 @@ from .events import report
 from .probe import Port, Traced, Track
 
 ROOM = 4 << 20
-"""Bytes of events, twice, that can wait to be written. At 10 GB/s in pieces of 1 MiB there are some 15 MB of them a second."""
+"""Bytes of events, twice, that can wait to be written. 10 GB/s in uploads of 1 MiB make some 15 MB of them a second."""
 
 PERIOD = 0.01  # seconds between two looks of the thread: at what is to be written, and how late the loops are
 PATIENCE = 5.0  # seconds for it to end
@@ -47,8 +47,8 @@ def trace(path: str | os.PathLike[str], *, room: int = ROOM) -> Trace:
     killed. docs/tracing.md has what is in it. When it cannot be written to any more, because the disk is full, the
     library's logger says so once, at level ERROR, `Trace.error` has it, and the program goes on.
 
-    :param room: bytes of events that may wait to be written, twice; what does not fit is counted in `Trace.lost`, and in
-        the trace.
+    :param room: bytes of events that may wait to be written, twice; what does not fit is counted in `Trace.lost`, and
+        in the trace.
     :raises OSError: the file cannot be made. Raised on entering, as the others.
     :raises RuntimeError: another trace is being written in this process.
     :raises CannotStartThread: the system has none left.

@@ -10,7 +10,7 @@ from aiostage.tools.cli import Parser, exit_status, require
 
 from . import machine
 
-NAMES = ("fences", "costs", "throughput", "lag", "textures", "files", "pools", "views", "atomic", "streams")
+NAMES = ("fences", "costs", "throughput", "lag", "textures", "files", "pools", "views", "atomic", "streams", "trace")
 ALONE = ("cluster",)
 """Not among all: it starts processes, and needs dask."""
 

@@ -322,6 +322,7 @@ static void trace_submit(carrier *c, uint32_t trace, departure **list, unsigned 
         copies += list[k]->copy_count;
         commands += list[k]->command_count;
         bytes += list[k]->bytes;
+        if (made) trace_submitted(c, trace, list[k]->serial, since);
     }
     trace_argument arguments[] = {{"fence", list[count - 1]->serial}, {"fences", count}, {"copies", copies}, {"bytes", bytes},
                                   {commands ? "command_buffers" : NULL, commands}};
@@ -355,7 +356,6 @@ bool depart_ready(carrier *c) {
             for (uint32_t i = 0; i < list[k]->buffer_count; i++) ask_for_buffer(c, buffer_of(c, list[k]->buffers[i]));
         g->trace = trace;
     }
-    c->submitting = since;
     if (trace) trace_submit(c, trace, list, count, since, made, works);  // before anybody hears of it
     mutex_lock(&c->lock);
     for (unsigned k = 0; k < count; k++) {

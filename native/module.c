@@ -346,6 +346,17 @@ static PyObject *Carrier_time(PyObject *self, PyObject *args) {
     return truth(taken);
 }
 
+static PyObject *Carrier_show_upload(PyObject *self, PyObject *args) {
+    SELF;
+    trace_track task;
+    unsigned long long bytes, fence;
+    double since;
+    if (!PyArg_ParseTuple(args, "(III)KdK:show_upload", &task.trace, &task.process, &task.track, &bytes, &since, &fence))
+        return NULL;
+    trace_upload(c, task, bytes, since, fence);
+    return none();
+}
+
 static PyObject *Carrier_post_from(PyObject *self, PyObject *args) {
     SELF;
     if (!PyArg_ParseTuple(args, "III:post_from", &c->poster.trace, &c->poster.process, &c->poster.track)) return NULL;
@@ -566,6 +577,8 @@ static PyMethodDef Carrier_methods[] = {
     {"entitle", Carrier_entitle, METH_O, "What it is called in a trace: ASCII, as JSON has it."},
     {"time", Carrier_time, METH_VARARGS,
      "(what keeps the rest, write, resolve, queries, resolved, results, seconds of a tick): ask the GPU's time in traces."},
+    {"show_upload", Carrier_show_upload, METH_VARARGS,
+     "(track, bytes, since, the fence of its last submit or 0): for a trace, one that went by places and is over."},
     {"post_from", Carrier_post_from, METH_VARARGS, "(trace, process, track): of the task that posts the next upload."},
     {"add_ring", Carrier_add_ring, METH_NOARGS, "→ a number for those below."},
     {"drop_ring", Carrier_drop_ring, METH_O, "Whose buffers were forgotten."},
@@ -732,6 +745,11 @@ static PyObject *module_trace_track(PyObject *module, PyObject *args) {
     return Py_BuildValue("III", at.trace, at.process, at.track);
 }
 
+static PyObject *module_now(PyObject *module, PyObject *unused) {
+    (void)module, (void)unused;
+    return PyFloat_FromDouble(now());
+}
+
 static PyObject *module_trace_stall(PyObject *module, PyObject *args) {
     (void)module;
     trace_track at;
@@ -794,6 +812,7 @@ static PyMethodDef module_methods[] = {
     {"unvisit", module_unvisit, METH_O, NULL},
     {"is_visited", module_is_visited, METH_O, "Whether somebody submits to a queue now."},
     {"note_error", module_note_error, METH_O, "An error of wgpu's in this thread; whether the carrier made the call."},
+    {"now", module_now, METH_NOARGS, "By the clock of carriers and traces, in seconds."},
     {"trace_begin", module_trace_begin, METH_O, "(room in bytes) → its number; 0: there is one, or no memory. See native/trace.h."},
     {"trace_end", module_trace_end, METH_NOARGS, "Nothing more is put in it."},
     {"trace_take", module_trace_take, METH_NOARGS, "→ (events, how many were lost) since the last call; from one thread at a time."},

@@ -126,7 +126,6 @@ struct carrier {
     group *groups[1024];
     unsigned group_count, in_flight;
     bool holds;
-    double submitting;  // in a trace: when it began with what it is about to tell of
     double latency, last_done, rate;  // of the last submit in seconds; when that was; bytes a second
     _Atomic uint64_t outstanding, submits, polls, merged;  // which others may ask
 

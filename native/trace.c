@@ -200,6 +200,7 @@ static trace_carrier *tracks_of(carrier *c, uint32_t trace) {
         t->queue = add_track(trace, t->process, "queue, as the polls saw it").track;
         t->gpu_time = 0;
         t->copiers = 0;
+        memset(t->submits, 0, sizeof t->submits);
         atomic_store(&t->trace, trace);
     }
     mutex_unlock(&lock);
@@ -209,6 +210,30 @@ static trace_carrier *tracks_of(carrier *c, uint32_t trace) {
 trace_track trace_gpu(carrier *c, uint32_t trace) {
     const trace_carrier *t = tracks_of(c, trace);
     return (trace_track){trace, t->process, t->gpu};
+}
+
+void trace_submitted(carrier *c, uint32_t trace, uint64_t fence, double at) {
+    trace_carrier *t = tracks_of(c, trace);
+    mutex_lock(&lock);
+    t->submits[fence % TRACE_SUBMITS].fence = fence;
+    t->submits[fence % TRACE_SUBMITS].at = at;
+    mutex_unlock(&lock);
+}
+
+static double submit_of(carrier *c, uint32_t trace, uint64_t fence) {
+    const trace_carrier *t = tracks_of(c, trace);
+    mutex_lock(&lock);
+    double at = t->submits[fence % TRACE_SUBMITS].fence == fence ? t->submits[fence % TRACE_SUBMITS].at : 0;
+    mutex_unlock(&lock);
+    return at;
+}
+
+void trace_upload(carrier *c, trace_track task, uint64_t bytes, double since, uint64_t fence) {
+    if (!task.trace || task.trace != trace_is_on()) return;
+    trace_argument arguments[] = {{"bytes", bytes}, {fence ? "fence" : NULL, fence}};
+    double submitted = fence ? submit_of(c, task.trace, fence) : 0;
+    trace_slice(task, "upload", since, now(), arguments, 2);
+    if (submitted > since) trace_flow("upload", task, since, trace_gpu(c, task.trace), submitted);
 }
 
 trace_track trace_queue(carrier *c, uint32_t trace) {

@@ -21,13 +21,17 @@ typedef struct {
     const char *name;  // NULL: it is not there
     uint64_t value;
 } trace_argument;
-enum { TRACE_ARGUMENTS = 5 };
+enum { TRACE_SUBMITS = 256 };  // of the last, it is known when they were made
 
 // A carrier's own: its process, and its tracks there. Made when a trace first hears of it.
 typedef struct {
     _Atomic uint32_t trace;
     uint32_t process, gpu, queue, gpu_time, copiers;
     char title[64];  // of its device, as JSON has it
+    struct {
+        uint64_t fence;
+        double at;
+    } submits[TRACE_SUBMITS];  // by the lower bits of the fence
 } trace_carrier;
 
 enum { TRACE_NOTHING, TRACE_AVAILABLE, TRACE_IN_USE, TRACE_FENCED };
@@ -53,6 +57,9 @@ void trace_flow(const char *name, trace_track from, double left, trace_track to,
 void trace_count(uint32_t trace, uint32_t process, const char *name, double value);
 
 trace_track trace_gpu(carrier *, uint32_t trace);    // of its GPU thread
+void trace_submitted(carrier *, uint32_t trace, uint64_t fence, double at);
+// An upload of a task, until now; whose last submit had this fence. 0: none.
+void trace_upload(carrier *, trace_track task, uint64_t bytes, double since, uint64_t fence);
 trace_track trace_queue(carrier *, uint32_t trace);  // of what it has submitted, until that is done
 trace_track trace_gpu_time(carrier *, uint32_t trace);
 trace_track trace_copier(carrier *, uint32_t trace);  // of the thread that asks

@@ -28,7 +28,7 @@ struct upload {
     uint64_t serial;  // of the last submit
     double since;     // that a piece waits for a buffer, or 0
     trace_track task;  // that posted it
-    double posted, submitted;
+    double posted;
     carrier_source source;
     carrier_piece pieces[];
 };
@@ -192,15 +192,9 @@ static void resume(ring *r, upload *u) {
     u->since = 0;
 }
 
-static void trace_upload(carrier *c, const upload *u) {
-    trace_argument arguments[] = {{"bytes", u->nbytes}, {"pieces", u->count}, {u->serial ? "fence" : NULL, u->serial}};
-    trace_slice(u->task, "upload", u->posted, now(), arguments, 3);
-    if (u->submitted) trace_flow("upload", u->task, u->posted, trace_gpu(c, u->task.trace), u->submitted);
-}
-
 static void end_upload(carrier *c, upload *u) {
     u->ring->counts.wanted -= u->nbytes;
-    if (u->task.trace && u->task.trace == trace_is_on()) trace_upload(c, u);
+    trace_upload(c, u->task, u->nbytes, u->posted, u->serial);
     tell(c, END_UPLOAD, u->status, u->number, u->serial, u->why, true);
     for (departure *d = c->departures; d; d = d->next)
         if (d->serial == u->serial) d->is_told = true;
@@ -228,7 +222,6 @@ static void drop_rest(carrier *c, upload *u, int32_t status, const char *why) {
 void end_piece(carrier *c, departure *d, uint32_t index, bool made) {
     upload *u = d->uploads[index];
     const char *why = d->reasons ? d->reasons[index] : NULL;
-    if (made && u->task.trace) u->submitted = c->submitting;
     if (made && d->serial > u->serial) u->serial = d->serial;  // also of a submit without it: its buffer is away
     if (u->status == JOB_DONE && (why || !made)) {
         u->status = made ? UPLOAD_LEFT_OUT : UPLOAD_LOST;

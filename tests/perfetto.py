@@ -1,4 +1,4 @@
-"""What Chrome's trace format and Perfetto's importer want of the events that aiostage writes, in the JSON array format."""
+"""What Chrome's trace format and Perfetto's importer want of the events in aiostage's traces."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def nanoseconds(microseconds: float) -> int:
 
 
 def check(events: list[Event], *, is_whole: bool = True) -> None:
-    """Raise AssertionError at what is not as it should be. A trace that was cut off may lack the slices around flows."""
+    """Raise AssertionError at what is not as it should be. A trace that is not whole may lack slices around flows."""
     for event in events:
         check_keys(event)
     spans = check_nesting(events)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import itertools
 import json
 import logging
 import os
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import numpy as np
 import perfetto
 import pytest
@@ -65,10 +67,9 @@ def about(events: list[perfetto.Event]) -> dict[str, Any]:
 def states(events: list[perfetto.Event], track: str) -> list[str]:
     """That a buffer was in, one after another without a gap."""
     found = slices(events, track=track)
-    for before, after in zip(found, found[1:], strict=False):
-        assert perfetto.nanoseconds(before["ts"]) + perfetto.nanoseconds(before["dur"]) == perfetto.nanoseconds(
-            after["ts"]
-        )
+    for before, after in itertools.pairwise(found):
+        end = perfetto.nanoseconds(before["ts"]) + perfetto.nanoseconds(before["dur"])
+        assert end == perfetto.nanoseconds(after["ts"])
     return [event["name"] for event in found]
 
 
@@ -110,6 +111,35 @@ async def test_each_upload_is_a_slice_of_its_task_a_copy_a_submit_and_a_fence(
     assert len({event["ts"] for event in done}) == len(fences) >= uploads
     assert {event["name"] for event in done[:uploads]} == {"GPU"}
     assert [event["args"]["fence"] for event in found] == [event["args"]["fence"] for event in submits]
+
+
+async def test_small_uploads_are_slices_that_lead_to_their_submits_too(
+    device: wgpu.GPUDevice, target: Target, path: Path
+) -> None:
+    """Those of one turn of the loop share one; what only Python can bring into order goes the same way."""
+    usage = wgpu.TextureUsage.COPY_DST
+    texture = device.create_texture(size=(256, 256, 1), format="rgba8unorm", usage=usage)
+    sizes = [64, 1024, 128 * KiB]
+    with tracing.trace(path):
+        async with aiostage.StagingRing(device, 2, 256 * KiB) as ring:
+            async with asyncio.TaskGroup() as tasks:
+                for size in sizes:
+                    tasks.create_task(ring.write_buffer(target(size), 0, bytes(size)), name=f"{size} bytes")
+            await ring.write_texture({"texture": texture}, np.zeros((256, 256, 4), np.uint8)[::-1])
+            stats = ring.stats_nowait()
+    events = checked(path)
+    for size in sizes:
+        (found,) = slices(events, "upload", f"{size} bytes")
+        assert found["args"]["bytes"] == size
+    leads = flows(events, "upload")
+    assert len(leads) == len(slices(events, "upload")) == 4
+    submits = {around(events, end)["ts"] for _, end in leads}
+    assert len(submits) == stats.submits == 2
+    for start, end in leads:
+        upload, submit = around(events, start), around(events, end)
+        assert submit["name"] == "submit"
+        last, count = submit["args"]["fence"], submit["args"]["fences"]
+        assert last - count < upload["args"]["fence"] <= last
 
 
 async def test_stalls_are_told_by_task_as_often_as_the_ring_counts_them(
@@ -246,7 +276,7 @@ async def test_the_lag_of_a_loop_is_counted_while_it_has_a_ring(path: Path) -> N
             await until(lambda: any(loop.answers > 2 for loop in trace._loops.values()))
             (loop,) = trace._loops.values()
             while not loop._waits:
-                await anyio.sleep(0)
+                await anyio.lowlevel.checkpoint()
             threading.Event().wait(held)  # on the loop
             answers = loop.answers
             await until(lambda: loop.answers > answers)

@@ -107,6 +107,10 @@ class Carrier:
         """For a trace: it is in this state; or, if it is lent, in the one that it is in."""
         self._native.show_buffer(number, state)
 
+    def show_upload(self, track: probe.Track, nbytes: int, since: float, fence: int) -> None:
+        """For a trace: an upload that went by places is over; the fence is of its last submit, or 0."""
+        self._native.show_upload(track, nbytes, since, fence)
+
     def time(self) -> bool:
         """Have the GPU asked how long its submits take, in traces; in any thread. False: it cannot be."""
         with self._timing:

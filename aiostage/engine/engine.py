@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from logging import WARNING
-from typing import Any
+from typing import Any, Self
 
 from .. import probe
 from ..carrier.carrier import Carrier
@@ -43,7 +43,7 @@ from ..errors import (
 from ..events import DEBUG, event, logger, report
 from ..gpu.protocol import Native
 from ..loop import LoopPort
-from ..native import Plan, Writes
+from ..native import Plan, Writes, now
 from . import policy
 from .buffer import NO_TASK, BufferState, Load, Place, Shelf, StagingBuffer, State
 from .demand import Demand
@@ -365,6 +365,10 @@ class Engine:
             if not line:
                 del self._by_places[id(destination)]
             self.staged(staging)
+
+    def shown(self, nbytes: int) -> Unseen:
+        """For a trace: an upload of so many bytes goes by places, while this lasts."""
+        return _UNSEEN if probe.tracer is None else Shown(self, nbytes)
 
     def staged(self, staging: Staging) -> None:
         """All copies of it are in the lane, which keeps their order from then on."""
@@ -827,6 +831,40 @@ class Staging(Outcome[bool]):
     def may_begin(self) -> bool | None:
         """Whether it would overtake nothing to the same place, or None."""
         return all(other.is_over for other in self._earlier) or None
+
+
+class Unseen:
+    """An upload that goes by places, and that nobody traces."""
+
+    __slots__ = ()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None: ...
+
+    def submitted(self, fence: Any) -> None:
+        """By its last submit."""
+
+
+_UNSEEN = Unseen()
+
+
+class Shown(Unseen):
+    """One that is in a trace, when it is over."""
+
+    __slots__ = ("_engine", "_fence", "_nbytes", "_since")
+
+    def __init__(self, engine: Engine, nbytes: int) -> None:
+        self._engine, self._nbytes, self._since, self._fence = engine, nbytes, now(), 0
+
+    def submitted(self, fence: Any) -> None:
+        self._fence = 0 if fence is None else fence.value
+
+    def __exit__(self, *exc_info: object) -> None:
+        if probe.tracer is not None:
+            track = probe.tracer.task(self._engine.port)
+            self._engine.carrier.show_upload(track, self._nbytes, self._since, self._fence)
 
 
 class Way:

@@ -76,7 +76,7 @@ native.name_handle("_internal")  # of wgpu-py's objects
 
 def _ascii(name: str) -> str:
     """As much of it as a trace can have without escapes."""
-    return "".join(letter for letter in name[:60] if " " <= letter <= "~" and letter not in "\"\\")
+    return "".join(letter for letter in name[:60] if " " <= letter <= "~" and letter not in '"\\')
 
 
 class WgpuNative:

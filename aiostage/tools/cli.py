@@ -1,4 +1,4 @@
-"""The command line: `aiostage info`, `doctor`, `inspect`, `demo`, `trace` and `bench`. Imports what each needs when it runs."""
+"""The command line: `aiostage info`, `doctor`, `inspect`, `demo`, `trace`, `bench`. Imports what each needs when it runs."""
 
 from __future__ import annotations
 
@@ -154,9 +154,7 @@ def run_inspect(arguments: argparse.Namespace) -> int:
 def run_trace(arguments: argparse.Namespace) -> int:
     from aiostage.tools import tracer
 
-    return tracer.run(
-        arguments.script, arguments.arguments, arguments.output, is_module=arguments.is_module
-    )
+    return tracer.run(arguments.script, arguments.arguments, arguments.output, is_module=arguments.is_module)
 
 
 async def print_adapters() -> None:

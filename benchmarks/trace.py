@@ -1,0 +1,96 @@
+"""What a trace costs: the same uploads with and without one, in turns, and with the GPU's time of each submit where the
+device has timestamps."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import anyio
+import wgpu
+
+import aiostage
+from aiostage import tracing
+
+from .machine import print_table, spread
+from .throughput import Peers, make_sources, measure
+
+MiB = 1 << 20
+SIZES = (1 * MiB, 4 * MiB, 16 * MiB)
+TIMESTAMPS = ("timestamp-query", "timestamp-query-inside-encoders")
+
+
+async def run(device: wgpu.GPUDevice, quick: bool) -> dict[str, Any]:
+    """GB/s of eight coroutines without and with a trace, rounds interleaved; the ratio of each two neighbours."""
+    seconds, rounds = (0.2, 5) if quick else (0.4, 30)
+    figures: dict[str, Any] = {}
+    devices = {"a trace": device, "a trace with GPU time": timed_device(device)}
+    for size in SIZES:
+        sources = make_sources(size)
+        for name, used in devices.items():
+            if used is not None:
+                figures[f"{size // MiB} MiB, {name}"] = await compare(used, sources, seconds, rounds)
+    print_table("Uploads with a trace", rows(figures), HEADER)
+    return figures
+
+
+def timed_device(device: wgpu.GPUDevice) -> wgpu.GPUDevice | None:
+    """One with timestamps beside what the other has, or None."""
+    if not set(TIMESTAMPS) <= set(device.adapter.features):
+        return None
+    features = sorted({*device.features, *TIMESTAMPS})
+    return device.adapter.request_device_sync(required_features=features, required_limits=device.limits)
+
+
+async def compare(device: wgpu.GPUDevice, sources: list[Any], seconds: float, rounds: int) -> dict[str, Any]:
+    """In pairs, each of which begins with the other one."""
+    rates: dict[bool, list[float]] = {False: [], True: []}
+    lost = nbytes = 0
+    uploads = 0.0
+    async with aiostage.StagingRing(device) as ring:
+        peers = Peers(device, ring)
+        make = partial(device.create_buffer, size=sources[0].nbytes, usage=wgpu.BufferUsage.COPY_DST)
+        for number in range(rounds):
+            for is_traced in (number % 2 == 0, number % 2 == 1):
+                with tempfile.TemporaryDirectory() as folder:
+                    path = Path(folder) / "run.json"
+                    with tracing.trace(path) if is_traced else nullcontext() as trace:
+                        await anyio.sleep(5 * tracing.PERIOD)  # until it knows the ring
+                        before = ring.stats_nowait().bytes_total
+                        rate, _ = await measure(device, peers.through_ring, make, sources, seconds)
+                    rates[is_traced].append(rate)
+                    if trace is not None:
+                        lost += trace.lost
+                        nbytes += os.path.getsize(path)
+                        uploads += (ring.stats_nowait().bytes_total - before) / sources[0].nbytes
+    ratios = [on / off for on, off in zip(rates[True], rates[False], strict=True)]
+    return {
+        "without": spread(rates[False]),
+        "with": spread(rates[True]),
+        "ratio": spread(ratios),
+        "file_bytes_per_upload": round(nbytes / uploads),
+        "lost_events": lost,
+    }
+
+
+HEADER = ("uploads of", "GB/s without", "GB/s with", "with / without, median", "p25", "p75", "bytes an upload", "lost")
+
+
+def rows(figures: dict[str, Any]) -> list[tuple[str, ...]]:
+    return [
+        (
+            name,
+            f"{found['without']['p50']:.2f}",
+            f"{found['with']['p50']:.2f}",
+            f"{found['ratio']['p50']:.3f}",
+            f"{found['ratio']['p25']:.3f}",
+            f"{found['ratio']['p75']:.3f}",
+            str(found["file_bytes_per_upload"]),
+            str(found["lost_events"]),
+        )
+        for name, found in figures.items()
+    ]
