@@ -27,7 +27,7 @@ from .probe import Port, Traced, Track
 ROOM = 4 << 20
 """Bytes of events, twice, that can wait to be written. 10 GB/s in uploads of 1 MiB make some 15 MB of them a second."""
 
-PERIOD = 0.01  # seconds between two looks of the thread: at what is to be written, and how late the loops are
+PERIOD = 0.02  # seconds between two looks of the thread: at what is to be written, and how late the loops are
 PATIENCE = 5.0  # seconds for it to end
 MOST_NAMES = 500  # of tasks, each with a track of its own; what comes then shares those of the nameless
 TITLE = 60  # characters of a name that are shown

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+import time
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -25,7 +26,8 @@ TIMESTAMPS = ("timestamp-query", "timestamp-query-inside-encoders")
 
 
 async def run(device: wgpu.GPUDevice, quick: bool) -> dict[str, Any]:
-    """GB/s of eight coroutines without and with a trace, rounds interleaved; the ratio of each two neighbours."""
+    """GB/s of eight coroutines without and with a trace, and what they take of the processor, rounds interleaved; and the
+    ratios of each two neighbours."""
     seconds, rounds = (0.2, 5) if quick else (0.4, 30)
     figures: dict[str, Any] = {}
     devices = {"a trace": device, "a trace with GPU time": timed_device(device)}
@@ -49,6 +51,7 @@ def timed_device(device: wgpu.GPUDevice) -> wgpu.GPUDevice | None:
 async def compare(device: wgpu.GPUDevice, sources: list[Any], seconds: float, rounds: int) -> dict[str, Any]:
     """In pairs, each of which begins with the other one."""
     rates: dict[bool, list[float]] = {False: [], True: []}
+    costs: dict[bool, list[float]] = {False: [], True: []}  # seconds of CPU for a GB, of all threads
     lost = nbytes = 0
     uploads = 0.0
     async with aiostage.StagingRing(device) as ring:
@@ -60,24 +63,46 @@ async def compare(device: wgpu.GPUDevice, sources: list[Any], seconds: float, ro
                     path = Path(folder) / "run.json"
                     with tracing.trace(path) if is_traced else nullcontext() as trace:
                         await anyio.sleep(5 * tracing.PERIOD)  # until it knows the ring
-                        before = ring.stats_nowait().bytes_total
+                        before, cpu = ring.stats_nowait().bytes_total, time.process_time()
                         rate, _ = await measure(device, peers.through_ring, make, sources, seconds)
+                        moved = ring.stats_nowait().bytes_total - before
+                        costs[is_traced].append((time.process_time() - cpu) / moved * 1e9)
                     rates[is_traced].append(rate)
                     if trace is not None:
                         lost += trace.lost
                         nbytes += os.path.getsize(path)
-                        uploads += (ring.stats_nowait().bytes_total - before) / sources[0].nbytes
-    ratios = [on / off for on, off in zip(rates[True], rates[False], strict=True)]
+                        uploads += moved / sources[0].nbytes
     return {
         "without": spread(rates[False]),
         "with": spread(rates[True]),
-        "ratio": spread(ratios),
+        "ratio": ratio(rates),
+        "cpu_without": spread(costs[False]),
+        "cpu_with": spread(costs[True]),
+        "cpu_ratio": ratio(costs),
         "file_bytes_per_upload": round(nbytes / uploads),
         "lost_events": lost,
     }
 
 
-HEADER = ("uploads of", "GB/s without", "GB/s with", "with / without, median", "p25", "p75", "bytes an upload", "lost")
+def ratio(values: dict[bool, list[float]]) -> dict[str, float]:
+    return spread([on / off for on, off in zip(values[True], values[False], strict=True)])
+
+
+HEADER = (
+    "uploads of",
+    "GB/s without",
+    "with",
+    "ratio, median",
+    "p25",
+    "p75",
+    "CPU s a GB without",
+    "with",
+    "ratio, median",
+    "p25",
+    "p75",
+    "file, bytes an upload",
+    "lost",
+)
 
 
 def rows(figures: dict[str, Any]) -> list[tuple[str, ...]]:
@@ -86,9 +111,10 @@ def rows(figures: dict[str, Any]) -> list[tuple[str, ...]]:
             name,
             f"{found['without']['p50']:.2f}",
             f"{found['with']['p50']:.2f}",
-            f"{found['ratio']['p50']:.3f}",
-            f"{found['ratio']['p25']:.3f}",
-            f"{found['ratio']['p75']:.3f}",
+            *(f"{found['ratio'][at]:.3f}" for at in ("p50", "p25", "p75")),
+            f"{found['cpu_without']['p50']:.3f}",
+            f"{found['cpu_with']['p50']:.3f}",
+            *(f"{found['cpu_ratio'][at]:.3f}" for at in ("p50", "p25", "p75")),
             str(found["file_bytes_per_upload"]),
             str(found["lost_events"]),
         )

@@ -88,7 +88,7 @@ static void encode(submission *s, const departure *d) {
 }
 
 static int begin_time(submission *s) {
-    if (!atomic_load(&s->c->times)) return -1;
+    if (!times_wanted(s->c)) return -1;
     s->encoder = s->c->gpu.create_encoder(s->c->device, NULL);
     return s->encoder ? times_begin(s->c, s->encoder) : -1;
 }

@@ -169,6 +169,7 @@ void wake_gpu(carrier *);               // with it
 bool is_lost(carrier *);                // in the GPU thread
 
 // times.c, there as well
+bool times_wanted(carrier *);
 int times_begin(carrier *, gpu_handle encoder);  // → which; -1: not this time
 void times_end(carrier *, gpu_handle encoder, int which);
 void times_drop(carrier *, int which);  // it was not submitted

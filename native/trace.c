@@ -166,14 +166,19 @@ static uint32_t add_process(uint32_t trace, const char *title) {
     return at.process;
 }
 
-static trace_track add_track(uint32_t trace, uint32_t process, const char *title) {
+static uint32_t new_track(void) { return atomic_fetch_add(&tracks, 1) + 1000; }  // no process has such a number
+
+static trace_track entitle(trace_track at, const char *title) {
     line l;
     l.length = 0;
-    trace_track at = {trace, process, atomic_fetch_add(&tracks, 1) + 1000};  // no process has such a number
     say_title(&l, "thread_name", at, title);
     say_order(&l, "thread_sort_index", at);
-    put_locked(trace, &l);
+    put_locked(at.trace, &l);
     return at;
+}
+
+static trace_track add_track(uint32_t trace, uint32_t process, const char *title) {
+    return entitle((trace_track){trace, process, new_track()}, title);
 }
 
 uint32_t trace_add_process(uint32_t trace, const char *title) {
@@ -198,7 +203,8 @@ static trace_carrier *tracks_of(carrier *c, uint32_t trace) {
         t->process = add_process(trace, *t->title ? t->title : "a device");
         t->gpu = add_track(trace, t->process, "GPU thread").track;
         t->queue = add_track(trace, t->process, "queue, as the polls saw it").track;
-        t->gpu_time = 0;
+        t->gpu_time = new_track();  // above what comes later, if ever it has something
+        t->has_gpu_time = false;
         t->copiers = 0;
         memset(t->submits, 0, sizeof t->submits);
         atomic_store(&t->trace, trace);
@@ -257,8 +263,12 @@ trace_track trace_copier(carrier *c, uint32_t trace) {
 
 trace_track trace_gpu_time(carrier *c, uint32_t trace) {
     trace_carrier *t = tracks_of(c, trace);
-    if (!t->gpu_time) t->gpu_time = trace_add_track(trace, t->process, "GPU time, by timestamps").track;
-    return (trace_track){trace, t->process, t->gpu_time};
+    trace_track at = {trace, t->process, t->gpu_time};
+    mutex_lock(&lock);
+    if (!t->has_gpu_time) entitle(at, "GPU time, by timestamps");
+    t->has_gpu_time = true;
+    mutex_unlock(&lock);
+    return at;
 }
 
 static void end_lane(trace_lane *b, double at) {

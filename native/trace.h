@@ -27,6 +27,7 @@ enum { TRACE_SUBMITS = 256 };  // of the last, it is known when they were made
 typedef struct {
     _Atomic uint32_t trace;
     uint32_t process, gpu, queue, gpu_time, copiers;
+    bool has_gpu_time;
     char title[64];  // of its device, as JSON has it
     struct {
         uint64_t fence;
