@@ -20,7 +20,6 @@ from typing import Any, Self
 from weakref import ref
 
 from . import __version__, exits, native, probe
-from .errors import StagingError
 from .events import report
 from .probe import Port, Traced, Track
 
@@ -142,15 +141,18 @@ class Trace:
 
     def _meet(self, known: ref[Traced]) -> None:
         ring = known()
-        if ring is not None and probe.tracer is self:
-            self._loop_of(ring.port).rings += 1
+        if ring is None or ring not in probe.rings or probe.tracer is not self:  # it was closed meanwhile
+            return
+        loop = self._loop_of(ring.port)
+        if id(ring) not in loop.rings:
+            loop.rings.add(id(ring))
             self.rings += 1
             self._untimed.append(known)
             ring.show_buffers()
 
     def closed(self, ring: Traced) -> None:
         if (loop := self._loops.get(id(ring.port.loop))) is not None:
-            loop.rings -= 1
+            loop.rings.discard(id(ring))
 
     def task(self, port: Port) -> Track:
         return self._loop_of(port).track_of(port.current_task())
@@ -182,7 +184,7 @@ class Trace:
             return
         try:
             how = "timestamp queries" if ring.time_submits() else NO_TIMESTAMPS
-        except StagingError as error:  # the device is lost, or has no memory
+        except Exception as error:  # the device is lost, say, or has no memory
             how = f"none: {error}"
         self.gpu_time[ring.name] = how
 
@@ -237,7 +239,7 @@ class _Loop:
 
     def __init__(self, port: Port, trace: int, number: int) -> None:
         self.port = port
-        self.rings = 0  # open ones
+        self.rings = set[int]()  # open ones, by id
         self.answers = 0  # so far
         self._trace = trace
         self._process = native.trace_process(trace, f"event loop {number}")
@@ -251,7 +253,7 @@ class _Loop:
 
     def ask(self) -> None:
         """Have it answer, unless it has not yet; in the trace's thread."""
-        if self.rings > 0 and not self._waits and not self._is_gone:
+        if self.rings and not self._waits and not self._is_gone:
             self._waits = True
             self._is_gone = not self.port.post(partial(self._answer, time.perf_counter()))
 
@@ -292,6 +294,8 @@ class _Loop:
 def _stop_in_child() -> None:
     """A forked child has the parent's file, and nobody that writes to it."""
     probe.tracer = None
+    native.trace_end()
+    native.trace_forget()
 
 
 if hasattr(os, "register_at_fork"):
