@@ -28,7 +28,7 @@ TIMESTAMPS = ("timestamp-query", "timestamp-query-inside-encoders")
 async def run(device: wgpu.GPUDevice, quick: bool) -> dict[str, Any]:
     """GB/s of eight coroutines without and with a trace, and what they take of the processor, rounds interleaved; and the
     ratios of each two neighbours."""
-    seconds, rounds = (0.2, 5) if quick else (0.4, 30)
+    seconds, rounds = (0.2, 5) if quick else (0.15, 40)  # short ones, so that both of a pair find the same machine
     figures: dict[str, Any] = {}
     devices = {"a trace": device, "a trace with GPU time": timed_device(device)}
     for size in SIZES:
@@ -62,7 +62,7 @@ async def compare(device: wgpu.GPUDevice, sources: list[Any], seconds: float, ro
                 with tempfile.TemporaryDirectory() as folder:
                     path = Path(folder) / "run.json"
                     with tracing.trace(path) if is_traced else nullcontext() as trace:
-                        await anyio.sleep(5 * tracing.PERIOD)  # until it knows the ring
+                        await anyio.sleep(3 * tracing.PERIOD)  # until it knows the ring
                         before, cpu = ring.stats_nowait().bytes_total, time.process_time()
                         rate, _ = await measure(device, peers.through_ring, make, sources, seconds)
                         moved = ring.stats_nowait().bytes_total - before

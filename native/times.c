@@ -6,7 +6,7 @@
 
 // Seconds between the beginnings of two. To time one takes some 50 µs on a software adapter, and those of a stream of small
 // uploads are alike; frames come less often.
-static const double PAUSE = 2e-3;
+static const double PAUSE = 10e-3;
 
 typedef struct {  // a submit that is being timed
     carrier *carrier;

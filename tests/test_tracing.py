@@ -303,7 +303,7 @@ async def test_gpu_time_is_there_where_the_device_has_timestamps_and_else_the_tr
             before = ring.stats_nowait().submits
             for _ in range(40):  # more than are timed at once
                 await (await ring.write_buffer(buffer, 0, data))
-                await anyio.sleep(0.001)
+                await anyio.sleep(0.005)
             async with ring.frame() as frame:
                 await frame.write_buffer(buffer, 0, data[:64])
                 frame.encoder.clear_buffer(buffer, 64, 64)
@@ -312,7 +312,7 @@ async def test_gpu_time_is_there_where_the_device_has_timestamps_and_else_the_tr
     assert bytes(timed.queue.read_buffer(buffer, 128, 1024)) == data[128:1152].tobytes()
     events = checked(path)
     found = slices(events, "GPU time", "GPU time, by timestamps")
-    assert 3 < len(found) <= made == 41  # one in two milliseconds
+    assert 3 < len(found) <= made == 41  # one in ten milliseconds
     submits = {event["args"]["fence"]: event for event in slices(events, "submit")}
     for event in found:
         assert event["dur"] > 0
