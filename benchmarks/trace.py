@@ -26,8 +26,7 @@ TIMESTAMPS = ("timestamp-query", "timestamp-query-inside-encoders")
 
 
 async def run(device: wgpu.GPUDevice, quick: bool) -> dict[str, Any]:
-    """GB/s of eight coroutines without and with a trace, and what they take of the processor, rounds interleaved; and the
-    ratios of each two neighbours."""
+    """GB/s of eight coroutines without and with a trace, and their CPU for a GB, in turns; and ratios of neighbours."""
     seconds, rounds = (0.2, 5) if quick else (0.15, 40)  # short ones, so that both of a pair find the same machine
     figures: dict[str, Any] = {}
     devices = {"a trace": device, "a trace with GPU time": timed_device(device)}

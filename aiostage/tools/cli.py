@@ -1,4 +1,4 @@
-"""The command line: `aiostage info`, `doctor`, `inspect`, `demo`, `trace`, `bench`. Imports what each needs when it runs."""
+"""The command line: `aiostage info`, `doctor`, `inspect`, `demo`, `trace`, `bench`. Each imports what it needs."""
 
 from __future__ import annotations
 
