@@ -171,13 +171,18 @@ async def write_now(engine: Engine, cut: Cut) -> Any:
         upload = engine.upload(whole)
         del cut, whole  # which an exception would keep, and they a file
         return await carried(engine, upload)
-    with engine.by_places(cut.destination) as staging, engine.turns.take(cut.destination):
+    with (
+        engine.shown(cut.nbytes) as shown,
+        engine.by_places(cut.destination) as staging,
+        engine.turns.take(cut.destination),
+    ):
         if cut.nbytes and not staging.may_begin():
             await waiting.until(engine, staging.may_begin)
         is_small = cut.nbytes <= min(engine.inline_size, engine.buffer_size)
         if is_small and not cut.is_stored and not isinstance(cut.pieces, Unread):
             engine.staged(staging)  # in one breath: who comes later stands behind it in line
         filling = await write(engine, engine.uploads, cut.pieces, staging)
+        shown.submitted(filling.fence)
     return filling.fence or engine.timeline.insert()
 
 

@@ -10,7 +10,20 @@ from aiostage.tools.cli import Parser, exit_status, require
 
 from . import machine
 
-NAMES = ("fences", "costs", "throughput", "lag", "textures", "files", "pools", "views", "atomic", "streams", "monitor")
+NAMES = (
+    "fences",
+    "costs",
+    "throughput",
+    "lag",
+    "textures",
+    "files",
+    "pools",
+    "views",
+    "atomic",
+    "streams",
+    "monitor",
+    "trace",
+)
 ALONE = ("cluster", "gfx")
 """Not among all: the one starts processes, and needs dask; the other needs pygfx, whose one device it takes."""
 

@@ -39,6 +39,7 @@ static void destroy(carrier *c) {
     for (unsigned i = 0; i < c->group_count; i++) free(c->groups[i]);
     for (uint32_t i = 0; i < c->job_room; i++) free(c->jobs[i]);
     free(c->jobs);
+    free(atomic_load(&c->times));
     free(c->ends);
     close_bell(c);
     condition_end(&c->work);
@@ -155,15 +156,34 @@ uint32_t carrier_add_buffer(carrier *c, gpu_handle handle, uint64_t size, uint32
     return number;
 }
 
+// As the transitions of uploads.c have it.
+static int lent_lane(const staging *b) { return b->load ? TRACE_IN_USE : b->taken ? TRACE_FENCED : TRACE_AVAILABLE; }
+
 void carrier_forget_buffer(carrier *c, uint32_t number) {
     mutex_lock(&c->lock);
     staging *b = buffer_of(c, number);
     if (b && b->number == number) {
         b->forgotten = true;
+        trace_buffer(c, b, TRACE_NOTHING);
         forget_lent(b);
     }
     c->wants_poll = true;
     wake_gpu(c);
+    mutex_unlock(&c->lock);
+}
+
+void carrier_name_buffer(carrier *c, uint32_t number, uint32_t ring, uint32_t index) {
+    mutex_lock(&c->lock);
+    staging *b = buffer_of(c, number);
+    b->traced.ring = ring;
+    b->traced.index = index;
+    mutex_unlock(&c->lock);
+}
+
+void carrier_show_buffer(carrier *c, uint32_t number, int state) {
+    mutex_lock(&c->lock);
+    staging *b = buffer_of(c, number);
+    if (b && b->number == number && !b->forgotten) trace_buffer(c, b, b->ring ? lent_lane(b) : state);
     mutex_unlock(&c->lock);
 }
 

@@ -91,6 +91,8 @@ size_t carrier_take_ends(carrier *, carrier_end *, size_t most);
 uint32_t carrier_add_buffer(carrier *, gpu_handle buffer, uint64_t size, uint32_t map_mode);  // it will be END_BACK;
                                                                                               // UINT32_MAX: too many
 void carrier_forget_buffer(carrier *, uint32_t);
+void carrier_name_buffer(carrier *, uint32_t, uint32_t ring, uint32_t index);  // in a trace
+void carrier_show_buffer(carrier *, uint32_t, int state);  // one that is not lent is in this state, as TRACE_… has it
 
 // → a job, whose end comes in any case; with `rings` the bell is rung for it. 0: no memory
 uint64_t carrier_copy_block(carrier *, const block *, void *owner, bool rings);
@@ -155,6 +157,16 @@ void carrier_unvisit(gpu_handle queue);
 bool carrier_is_visited(gpu_handle queue);  // whether somebody submits to it now
 // An error that wgpu reports in this thread. false: it is none of the carrier's
 bool carrier_note_error(const char *text);
+
+// What it takes to ask the GPU how long submits take, while a trace is written; not in the table, since few devices have it.
+enum { CARRIER_TIMES = 16, CARRIER_TIMES_STEP = 256 };  // submits at a time; bytes between two of them in `resolved`
+typedef struct {
+    void (*write)(gpu_handle encoder, gpu_handle queries, uint32_t index);
+    void (*resolve)(gpu_handle encoder, gpu_handle queries, uint32_t first, uint32_t count, gpu_handle into, uint64_t offset);
+    gpu_handle queries, resolved, results[CARRIER_TIMES];
+    double period;  // seconds of a tick
+} carrier_times;
+bool carrier_time(carrier *, const carrier_times *);  // these belong to its owner, as long as it has threads; false: it has some
 
 typedef struct {
     uint64_t submits, polls, merged, outstanding, queued, unfinished;  // the last: jobs and uploads

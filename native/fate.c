@@ -37,21 +37,30 @@ static _Atomic uint64_t epoch;
 void fate_lock(void) { mutex_lock(&fate); }
 void fate_unlock(void) { mutex_unlock(&fate); }
 
+void fate_each(void (*look)(carrier *)) {
+    mutex_lock(&fate);
+    for (carrier *c = carriers; c; c = c->next) look(c);
+    mutex_unlock(&fate);
+}
+
 // A forked child gets a copy of every lock as it is, and no thread that would give it back: so they are taken for it. Its
 // parent's carriers, and what those are about to do, are none of its business.
 #ifndef _WIN32
 static void before_fork(void) {
     mutex_lock(&fate);
     for (carrier *c = carriers; c; c = c->next) mutex_lock(&c->lock);
+    trace_before_fork();
 }
 
 static void after_fork(void) {
+    trace_after_fork();
     for (carrier *c = carriers; c; c = c->next) mutex_unlock(&c->lock);
     mutex_unlock(&fate);
 }
 
 static void in_child(void) {
     after_fork();
+    atomic_store(&trace_number, 0);  // nobody writes it here
     carriers = NULL;
     visits = NULL;
     first_postponed = NULL;

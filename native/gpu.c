@@ -35,7 +35,7 @@ void lose(carrier *c, const char *why) {
 
 // Whether a call that changes nothing fails. In the GPU thread, whose errors go to `error_place`. It takes a microsecond,
 // and is the last thing before each call in which wgpu-native aborts if the device is lost: a submit, a look at memory.
-static bool is_lost(carrier *c) {
+bool is_lost(carrier *c) {
     char error[ERROR_SIZE] = "", *before = error_place;
     error_place = error;
     c->gpu.write_buffer(c->queue, c->probe, 0, NULL, 0);
@@ -85,6 +85,17 @@ static void encode(submission *s, const departure *d) {
     if (!d->command_count) return;
     finish(s);
     for (uint32_t i = 0; i < d->command_count; i++) s->commands[s->count++] = d->commands[i];
+}
+
+static int begin_time(submission *s) {
+    if (!times_wanted(s->c)) return -1;
+    s->encoder = s->c->gpu.create_encoder(s->c->device, NULL);
+    return s->encoder ? times_begin(s->c, s->encoder) : -1;
+}
+
+static void end_time(submission *s, int which) {
+    if (!s->encoder) s->encoder = s->c->gpu.create_encoder(s->c->device, NULL);
+    if (s->encoder) times_end(s->c, s->encoder, which);
 }
 
 static void release_own(submission *s) {
@@ -190,10 +201,10 @@ static group *ask_for_work(carrier *c, departure **list, unsigned count, bool is
 }
 
 // false: the device is lost, and nothing was submitted.
-static bool submit(carrier *c, departure **list, unsigned count, bool works) {
+static bool submit(carrier *c, departure **list, unsigned count, bool works, uint32_t trace) {
     char error[ERROR_SIZE] = "";
     gpu_handle *commands, *own;
-    unsigned most = 1;
+    unsigned most = 3;
     error_place = error;
     for (unsigned k = 0; k < count; k++) {
         most += list[k]->command_count + 1;
@@ -209,17 +220,25 @@ static bool submit(carrier *c, departure **list, unsigned count, bool works) {
     commands = grab(2 * most * sizeof *commands);
     own = commands + most;
     submission s = {c, NULL, commands, 0, own, 0};
+    int timed = -1;
     for (int attempt = 0; works && attempt < 2; attempt++) {
         *error = 0;
+        if (trace && attempt == 0) timed = begin_time(&s);
         for (unsigned k = 0; k < count; k++) encode(&s, list[k]);
+        if (timed >= 0) end_time(&s, timed);
         finish(&s);
         if (!*error) break;
+        if (timed >= 0) times_drop(c, timed);
+        timed = -1;
         release_own(&s);
         if (attempt == 0 && !is_lost(c))
             for (unsigned k = 0; k < count; k++) find_guilty(c, list[k], error);
     }
     bool ok = !works || (!*error && !is_lost(c));
+    double since = timed < 0 ? 0 : now();
     if (ok && works) c->gpu.submit(c->queue, s.count, s.commands);
+    if (timed >= 0 && ok) times_ask(c, timed, trace, list[count - 1]->serial, since);
+    else if (timed >= 0) times_drop(c, timed);
     if (!ok && *error) lose(c, error);
     release_own(&s);
     error_place = NULL;
@@ -297,6 +316,20 @@ static void tell_made(carrier *c, departure *d, bool made) {
     else if (!d->is_mark) tell(c, END_MADE, 0, d->serial, 0, NULL, true);
 }
 
+static void trace_submit(carrier *c, uint32_t trace, departure **list, unsigned count, double since, bool made, bool works) {
+    uint64_t copies = 0, commands = 0, bytes = 0;
+    for (unsigned k = 0; k < count; k++) {
+        copies += list[k]->copy_count;
+        commands += list[k]->command_count;
+        bytes += list[k]->bytes;
+        if (made) trace_submitted(c, trace, list[k]->serial, since);
+    }
+    trace_argument arguments[] = {{"fence", list[count - 1]->serial}, {"fences", count}, {"copies", copies}, {"bytes", bytes},
+                                  {commands ? "command_buffers" : NULL, commands}};
+    const char *name = !made ? "lost submit" : works ? "submit" : "fence";
+    trace_slice(trace_gpu(c, trace), name, since, now(), arguments, 5);
+}
+
 bool depart_ready(carrier *c) {
     departure *list[MOST_AT_ONCE];
     fate_lock();
@@ -311,15 +344,19 @@ bool depart_ready(carrier *c) {
     }
     fate_visit(c->queue);
     fate_unlock();
+    uint32_t trace = trace_is_on();
+    double since = trace ? now() : 0;
     bool works = false;
     for (unsigned k = 0; k < count; k++) works |= !list[k]->is_mark;
-    bool made = !lost && submit(c, list, count, works);
+    bool made = !lost && submit(c, list, count, works, trace);
     group *g = made ? ask_for_work(c, list, count, !works) : NULL;
     if (made) {
         c->merged += count - 1;
         for (unsigned k = 0; k < count; k++)
             for (uint32_t i = 0; i < list[k]->buffer_count; i++) ask_for_buffer(c, buffer_of(c, list[k]->buffers[i]));
+        g->trace = trace;
     }
+    if (trace) trace_submit(c, trace, list, count, since, made, works);  // before anybody hears of it
     mutex_lock(&c->lock);
     for (unsigned k = 0; k < count; k++) {
         departure *d = list[k];
@@ -350,8 +387,15 @@ static void heard(carrier *c) {
     if (c->outstanding) c->outstanding--;  // when the device is lost none counts as such
 }
 
+// One after another: what is submitted while the GPU is busy begins when that is done.
+static void trace_done(carrier *c, uint32_t trace, const group *g, double began) {
+    trace_argument arguments[] = {{g->bytes ? "bytes" : NULL, g->bytes}};
+    trace_slice(trace_queue(c, trace), g->is_mark ? "fence" : "GPU", began, c->last_done, arguments, 1);
+}
+
 static void hear_groups(carrier *c) {
     bool lost = false;
+    uint32_t trace = trace_is_on();
     unsigned kept = 0;
     mutex_lock(&c->lock);
     for (unsigned i = 0; i < c->group_count; i++) {
@@ -363,10 +407,13 @@ static void hear_groups(carrier *c) {
         }
         lost |= answer == 2;
         heard(c);
+        double began = start_of(c, g);
         note_time(c, g);
+        if (trace) trace_done(c, trace, g, began);
         if (!g->is_mark) c->in_flight--;
         for (departure *d = c->departures; d; d = d->next)
             if (d->group == g) {
+                if (trace && g->trace == trace) trace_flow("fence", trace_gpu(c, trace), g->since, trace_queue(c, trace), began);
                 d->state = DONE;
                 d->group = NULL;
             }
@@ -476,9 +523,14 @@ bool poll_once(carrier *c) {
         ask_again(c, b, false);
     }
     bool any = c->outstanding > 0;
+    uint32_t trace = trace_is_on();
+    double since = trace ? now() : 0;
+    uint64_t owed = c->outstanding;
     poll_unless_lost(c);
     hear_groups(c);
     hear_buffers(c);
+    for (unsigned told = times_hear(c); told; told--) heard(c);
+    if (trace && c->outstanding < owed) trace_slice(trace_gpu(c, trace), "poll", since, now(), NULL, 0);
     forget_buffers(c, count);
     error_place = NULL;
     if (asked) {

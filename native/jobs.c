@@ -181,6 +181,21 @@ static int do_share(const job *j, uint64_t index) {
     return JOB_DONE;
 }
 
+static uint64_t bytes_of_share(const job *j, uint64_t index) {
+    if (!j->blocks) {
+        block_runs runs = block_begin(&j->block, SHARE, index);
+        return runs.bytes * runs.left;
+    }
+    uint64_t bytes = 0, first = index * j->blocks_a_share, last = first + j->blocks_a_share;
+    for (uint64_t i = first; i < last && i < j->block_count; i++) bytes += block_bytes(&j->blocks[i]);
+    return bytes;
+}
+
+static void trace_work(carrier *c, uint32_t trace, const job *j, double since, uint64_t bytes) {
+    trace_argument arguments[] = {{"bytes", bytes}, {j->into ? "buffer" : NULL, j->into ? j->into->traced.index : 0}};
+    trace_slice(trace_copier(c, trace), j->file < 0 ? "copy" : "read", since, now(), arguments, 2);
+}
+
 // With the lock, which is given away meanwhile: shares of it, beside others, until none is left. The last to leave ends it.
 static void run_job(carrier *c, job *j) {
     uint64_t begun = atomic_load(&j->begun), others = j->shares > begun + 1 ? j->shares - begun - 1 : 0;
@@ -189,11 +204,16 @@ static void run_job(carrier *c, job *j) {
     j->helpers++;
     mutex_unlock(&c->lock);
     int status = JOB_DONE;
+    uint32_t trace = trace_is_on();
+    uint64_t bytes = 0;
+    double since = trace ? now() : 0;
     for (uint64_t index; (index = atomic_fetch_add(&j->begun, 1)) < j->shares;) {
         int failed = do_share(j, index);
+        if (trace) bytes += bytes_of_share(j, index);
         if (status == JOB_DONE) status = failed;
         if (failed) atomic_store(&j->begun, j->shares);  // nobody needs the others
     }
+    if (bytes) trace_work(c, trace, j, since, bytes);
     mutex_lock(&c->lock);
     unqueue(c, j);
     if (j->status == JOB_DONE) j->status = status;

@@ -7,6 +7,7 @@
 
 #include "carrier.h"
 #include "state.h"
+#include "trace.h"
 #include "writes.h"
 
 #ifndef _WIN32
@@ -20,6 +21,7 @@ typedef struct {
     PyObject_HEAD
     carrier *c;
     long process;  // a forked child has the memory, but none of the threads
+    PyObject *times;  // what has the handles that it asks the GPU's time by
 } Carrier;
 
 static PyObject *none(void) {
@@ -109,6 +111,7 @@ static void Carrier_dealloc(PyObject *object) {
         bool quiet = carrier_join(c, 1.0);
         PyEval_RestoreThread(state);
         if (quiet) carrier_each_owner(c, release_owner);  // else a thread may still read what they are
+        if (quiet) Py_DecRef(self->times);
         state = PyEval_SaveThread();  // what is released may wait for somebody who reports an error
         carrier_drop(c);
         PyEval_RestoreThread(state);
@@ -236,6 +239,23 @@ bool block_of(const Py_buffer *from, PyObject *steps, block *b) {
     return true;
 }
 
+static PyObject *Carrier_name_buffer(PyObject *self, PyObject *args) {
+    SELF;
+    unsigned int number, ring_number, index;
+    if (!PyArg_ParseTuple(args, "III:name_buffer", &number, &ring_number, &index)) return NULL;
+    carrier_name_buffer(c, number, ring_number, index);
+    return none();
+}
+
+static PyObject *Carrier_show_buffer(PyObject *self, PyObject *args) {
+    SELF;
+    unsigned int number;
+    int state;
+    if (!PyArg_ParseTuple(args, "Ii:show_buffer", &number, &state)) return NULL;
+    carrier_show_buffer(c, number, state);
+    return none();
+}
+
 static PyObject *Carrier_copy(PyObject *self, PyObject *args) {
     SELF;
     PyObject *data, *steps;
@@ -292,6 +312,56 @@ static PyObject *Carrier_cancel(PyObject *self, PyObject *job) {
 }
 
 // -- whole uploads --
+
+static PyObject *Carrier_entitle(PyObject *self, PyObject *title) {
+    SELF;
+    const char *utf8 = PyUnicode_AsUTF8AndSize(title, NULL);
+    if (!utf8) return NULL;
+    strncpy(c->traced.title, utf8, sizeof c->traced.title - 1);
+    return none();
+}
+
+static PyObject *Carrier_time(PyObject *self, PyObject *args) {
+    SELF;
+    carrier_times times = {0};
+    unsigned long long write, resolve, queries, resolved;
+    PyObject *keeps, *results;
+    uint32_t count;
+    if (!PyArg_ParseTuple(args, "OKKKKO!d:time", &keeps, &write, &resolve, &queries, &resolved, &PyTuple_Type, &results,
+                          &times.period))
+        return NULL;
+    gpu_handle *handles = numbers(results, 8, &count);
+    if (!handles || PyErr_Occurred() || count != CARRIER_TIMES) {
+        free(handles);
+        return PyErr_Occurred() ? NULL : PyErr_Format(PyExc_ValueError, "%d results are needed", CARRIER_TIMES);
+    }
+    memcpy(&times.write, &(void *){(void *)(uintptr_t)write}, sizeof times.write);
+    memcpy(&times.resolve, &(void *){(void *)(uintptr_t)resolve}, sizeof times.resolve);
+    times.queries = (gpu_handle)(uintptr_t)queries;
+    times.resolved = (gpu_handle)(uintptr_t)resolved;
+    memcpy(times.results, handles, sizeof times.results);
+    free(handles);
+    bool taken = carrier_time(c, &times);
+    if (taken) ((Carrier *)self)->times = Py_NewRef(keeps);
+    return truth(taken);
+}
+
+static PyObject *Carrier_show_upload(PyObject *self, PyObject *args) {
+    SELF;
+    trace_track task;
+    unsigned long long bytes, fence;
+    double since;
+    if (!PyArg_ParseTuple(args, "(III)KdK:show_upload", &task.trace, &task.process, &task.track, &bytes, &since, &fence))
+        return NULL;
+    trace_upload(c, task, bytes, since, fence);
+    return none();
+}
+
+static PyObject *Carrier_post_from(PyObject *self, PyObject *args) {
+    SELF;
+    if (!PyArg_ParseTuple(args, "III:post_from", &c->poster.trace, &c->poster.process, &c->poster.track)) return NULL;
+    return none();
+}
 
 static PyObject *Carrier_add_ring(PyObject *self, PyObject *unused) {
     (void)unused;
@@ -498,10 +568,18 @@ static PyMethodDef Carrier_methods[] = {
     {"ends", Carrier_ends, METH_O, "(most): what has happened, (kind, status, id, value, seconds ago, text) each."},
     {"add_buffer", Carrier_add_buffer, METH_VARARGS, "(handle, size, map mode) → index; it will be BACK."},
     {"forget_buffer", Carrier_forget_buffer, METH_O, "A buffer is about to be destroyed."},
+    {"name_buffer", Carrier_name_buffer, METH_VARARGS, "(buffer, ring, index): what it is called in a trace."},
+    {"show_buffer", Carrier_show_buffer, METH_VARARGS, "(buffer, AVAILABLE, IN_USE or FENCED): for a trace; lent, it is as it is."},
     {"copy", Carrier_copy, METH_VARARGS, "(data, address, steps, swap, rings) → job."},
     {"copy_plan", Carrier_copy_plan, METH_VARARGS, "(plan, first, last, rings) → job, for writes that were recorded."},
     {"read", Carrier_read, METH_VARARGS, "(what keeps the file, file, position, address, block, rings) → job."},
     {"cancel", Carrier_cancel, METH_O, "Whether the job had not begun, and never will."},
+    {"entitle", Carrier_entitle, METH_O, "What it is called in a trace: ASCII, as JSON has it."},
+    {"time", Carrier_time, METH_VARARGS,
+     "(what keeps the rest, write, resolve, queries, resolved, results, seconds of a tick): ask the GPU's time in traces."},
+    {"show_upload", Carrier_show_upload, METH_VARARGS,
+     "(track, bytes, since, the fence of its last submit or 0): for a trace, one that went by places and is over."},
+    {"post_from", Carrier_post_from, METH_VARARGS, "(trace, process, track): of the task that posts the next upload."},
     {"add_ring", Carrier_add_ring, METH_NOARGS, "→ a number for those below."},
     {"drop_ring", Carrier_drop_ring, METH_O, "Whose buffers were forgotten."},
     {"lend", Carrier_lend, METH_VARARGS, "(ring, buffers): mapped ones, for its uploads."},
@@ -619,6 +697,80 @@ static PyObject *module_note_error(PyObject *module, PyObject *text) {
     return utf8 ? truth(carrier_note_error(utf8)) : NULL;
 }
 
+// -- traces --
+
+static PyObject *module_trace_begin(PyObject *module, PyObject *room) {
+    (void)module;
+    size_t bytes = PyLong_AsSize_t(room);
+    if (PyErr_Occurred()) return NULL;
+    return PyLong_FromUnsignedLong(trace_begin(bytes) ? trace_is_on() : 0);
+}
+
+static PyObject *module_trace_end(PyObject *module, PyObject *unused) {
+    (void)module, (void)unused;
+    PyThreadState *state = PyEval_SaveThread();
+    trace_end();
+    PyEval_RestoreThread(state);
+    return none();
+}
+
+static PyObject *module_trace_take(PyObject *module, PyObject *unused) {
+    (void)module, (void)unused;
+    const char *text;
+    uint64_t lost;
+    size_t length = trace_take(&text, &lost);
+    return Py_BuildValue("y#K", text ? text : "", (Py_ssize_t)length, (unsigned long long)lost);
+}
+
+static PyObject *module_trace_forget(PyObject *module, PyObject *unused) {
+    (void)module, (void)unused;
+    trace_forget();
+    return none();
+}
+
+static PyObject *module_trace_process(PyObject *module, PyObject *args) {
+    (void)module;
+    unsigned int trace;
+    const char *title;
+    if (!PyArg_ParseTuple(args, "Is:trace_process", &trace, &title)) return NULL;
+    return PyLong_FromUnsignedLong(trace_add_process(trace, title));
+}
+
+static PyObject *module_trace_track(PyObject *module, PyObject *args) {
+    (void)module;
+    unsigned int trace, process;
+    const char *title;
+    if (!PyArg_ParseTuple(args, "IIs:trace_track", &trace, &process, &title)) return NULL;
+    trace_track at = trace_add_track(trace, process, title);
+    return Py_BuildValue("III", at.trace, at.process, at.track);
+}
+
+static PyObject *module_now(PyObject *module, PyObject *unused) {
+    (void)module, (void)unused;
+    return PyFloat_FromDouble(now());
+}
+
+static PyObject *module_trace_stall(PyObject *module, PyObject *args) {
+    (void)module;
+    trace_track at;
+    unsigned long long bytes;
+    double seconds;
+    if (!PyArg_ParseTuple(args, "(III)Kd:trace_stall", &at.trace, &at.process, &at.track, &bytes, &seconds)) return NULL;
+    trace_argument argument = {"bytes", bytes};
+    double end = now();
+    trace_slice(at, "stall", end - seconds, end, &argument, 1);
+    return none();
+}
+
+static PyObject *module_trace_lag(PyObject *module, PyObject *args) {
+    (void)module;
+    unsigned int trace, process;
+    double seconds;
+    if (!PyArg_ParseTuple(args, "IId:trace_lag", &trace, &process, &seconds)) return NULL;
+    trace_count(trace, process, "loop lag, ms", seconds * 1e3);
+    return none();
+}
+
 // -- our idea of wgpu-native --
 
 static PyObject *module_functions(PyObject *module, PyObject *unused) {
@@ -660,6 +812,15 @@ static PyMethodDef module_methods[] = {
     {"unvisit", module_unvisit, METH_O, NULL},
     {"is_visited", module_is_visited, METH_O, "Whether somebody submits to a queue now."},
     {"note_error", module_note_error, METH_O, "An error of wgpu's in this thread; whether the carrier made the call."},
+    {"now", module_now, METH_NOARGS, "By the clock of carriers and traces, in seconds."},
+    {"trace_begin", module_trace_begin, METH_O, "(room in bytes) → its number; 0: there is one, or no memory. See native/trace.h."},
+    {"trace_end", module_trace_end, METH_NOARGS, "Nothing more is put in it."},
+    {"trace_take", module_trace_take, METH_NOARGS, "→ (events, how many were lost) since the last call; from one thread at a time."},
+    {"trace_forget", module_trace_forget, METH_NOARGS, "Give its memory back."},
+    {"trace_process", module_trace_process, METH_VARARGS, "(trace, title) → its number. Titles are as JSON has strings."},
+    {"trace_track", module_trace_track, METH_VARARGS, "(trace, process, title) → (trace, process, track)."},
+    {"trace_stall", module_trace_stall, METH_VARARGS, "(track, bytes, seconds): one that ends now."},
+    {"trace_lag", module_trace_lag, METH_VARARGS, "(trace, process, seconds)."},
     {"functions", module_functions, METH_NOARGS, "What a carrier calls: (name, type) each."},
     {"layouts", module_layouts, METH_NOARGS, "What it takes for granted: (name, offset or value, size) each."},
     {"know_usable", know_usable, METH_VARARGS, "(buffer, epoch): it was neither destroyed nor mapped in this epoch."},
@@ -685,7 +846,8 @@ static int module_exec(PyObject *module) {
     } constants[] = {{"JOB", END_JOB},         {"LEFT_OUT", END_LEFT_OUT}, {"MADE", END_MADE},     {"BACK", END_BACK},
                      {"REACHED", END_REACHED}, {"LOST", END_LOST},         {"POLLED", END_POLLED}, {"COPY", STEP_COPY},     {"PIECE", STEP_PIECE},
                      {"DEPART", STEP_DEPART},  {"POLL", STEP_POLL},        {"UPLOAD", END_UPLOAD}, {"LENT_IDLE", LENT_IDLE},
-                     {"LENT_FILLING", LENT_FILLING}, {"LENT_AWAY", LENT_AWAY}, {"STALE", STALE}};
+                     {"LENT_FILLING", LENT_FILLING}, {"LENT_AWAY", LENT_AWAY}, {"STALE", STALE},
+                     {"AVAILABLE", TRACE_AVAILABLE}, {"IN_USE", TRACE_IN_USE}, {"FENCED", TRACE_FENCED}, {"TIMES", CARRIER_TIMES}, {"TIMES_STEP", CARRIER_TIMES_STEP}};
     for (size_t i = 0; !failed && i < sizeof constants / sizeof *constants; i++)
         failed = PyModule_AddIntConstant(module, constants[i].name, constants[i].value);
     return failed ? failed : add_writes(module);

@@ -5,10 +5,11 @@
 
 #include "carrier.h"
 #include "threads.h"
+#include "trace.h"
 
 typedef struct departure departure;
 typedef struct job job;
-typedef struct staging staging;
+typedef struct times times;
 
 enum { SHARE = 256 << 10 };    // bytes of a job that a copy thread takes at a time: several copy one upload
 enum { FIRST_MAP = 1 << 20 };  // bytes that the first mapping fills with zeros at a time: nobody can submit meanwhile
@@ -41,6 +42,7 @@ typedef struct {  // one queue submit, or a mark
     double since;
     uint64_t bytes;  // of its copies; 0: it has more to do than these
     bool is_mark;
+    uint32_t trace;  // that has its submit
 } group;
 
 struct departure {
@@ -81,6 +83,7 @@ struct staging {  // a staging buffer; the GPU thread's own, but for what is ato
     departure *load;  // while it is filled
     uint64_t head, taken;
     uint32_t writers;
+    trace_lane traced;  // also while it is not
 };
 
 enum { MOST_BUFFERS = 4096, MOST_COPIERS = 64, ERROR_SIZE = 512 };
@@ -125,6 +128,10 @@ struct carrier {
     bool holds;
     double latency, last_done, rate;  // of the last submit in seconds; when that was; bytes a second
     _Atomic uint64_t outstanding, submits, polls, merged;  // which others may ask
+
+    trace_carrier traced;
+    times *_Atomic times;  // NULL: the GPU is not asked
+    trace_track poster;  // the loop's own: the task that posts an upload
 };
 
 // jobs.c
@@ -159,12 +166,22 @@ bool depart_ready(carrier *);
 bool poll_once(carrier *);
 void lose(carrier *, const char *why);  // without the lock
 void wake_gpu(carrier *);               // with it
+bool is_lost(carrier *);                // in the GPU thread
+
+// times.c, there as well
+bool times_wanted(carrier *);
+int times_begin(carrier *, gpu_handle encoder);  // → which; -1: not this time
+void times_end(carrier *, gpu_handle encoder, int which);
+void times_drop(carrier *, int which);  // it was not submitted
+void times_ask(carrier *, int which, uint32_t trace, uint64_t fence, double since);  // it was
+unsigned times_hear(carrier *);  // how many were answered
 
 // fate.c
 void fate_add(carrier *);
 void fate_remove(carrier *);
 void fate_lock(void);
 void fate_unlock(void);
+void fate_each(void (*)(carrier *));
 void fate_wake(void);       // those who wait for a visit to end, without it
 void fate_visit(gpu_handle queue);      // with it
 void fate_end_visit(gpu_handle queue);  // with it; gives it back

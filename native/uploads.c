@@ -27,6 +27,8 @@ struct upload {
     char *gone;       // why nothing may go there any more: not what is being copied either
     uint64_t serial;  // of the last submit
     double since;     // that a piece waits for a buffer, or 0
+    trace_track task;  // that posted it
+    double posted;
     carrier_source source;
     carrier_piece pieces[];
 };
@@ -88,6 +90,7 @@ static void rest(ring *r, staging *b) {
     b->next = r->idle;
     r->idle = b;
     r->counts.idle++;
+    trace_buffer(b->carrier, b, TRACE_AVAILABLE);
 }
 
 static staging *rise(ring *r) {
@@ -110,6 +113,7 @@ static void depart_filled(carrier *c, staging *b) {
     r->counts.cramped += is_part;
     if (b->taken > r->counts.sealed_most) r->counts.sealed_most = b->taken;
     b->load = NULL;
+    trace_buffer(c, b, TRACE_FENCED);
     queue_departure(c, d);
 }
 
@@ -133,6 +137,7 @@ static staging *room_for(carrier *c, ring *r, const carrier_piece *p) {
     d->buffers = grab(sizeof *d->buffers);
     d->buffers[0] = b->number;
     d->buffer_count = 1;
+    trace_buffer(c, b, TRACE_IN_USE);
     b->head = b->taken = 0;
     return r->filling = b;
 }
@@ -180,13 +185,16 @@ static void stall(ring *r, upload *u) {
 
 static void resume(ring *r, upload *u) {
     if (!u->since) return;
-    r->counts.stall_seconds += now() - u->since;
+    double at = now();
+    r->counts.stall_seconds += at - u->since;
+    if (u->task.trace) trace_slice(u->task, "stall", u->since, at, NULL, 0);
     r->counts.waiting--;
     u->since = 0;
 }
 
 static void end_upload(carrier *c, upload *u) {
     u->ring->counts.wanted -= u->nbytes;
+    trace_upload(c, u->task, u->nbytes, u->posted, u->serial);
     tell(c, END_UPLOAD, u->status, u->number, u->serial, u->why, true);
     for (departure *d = c->departures; d; d = d->next)
         if (d->serial == u->serial) d->is_told = true;
@@ -430,6 +438,8 @@ uint64_t carrier_upload(carrier *c, ring *r, const carrier_piece *pieces, uint32
     bool wakes = false;
     upload *u = make_upload(r, pieces, count, most);
     u->source = *source;
+    u->task = c->poster;
+    if (u->task.trace) u->posted = now();
     (u->to_texture ? c->gpu.keep_texture : c->gpu.keep_buffer)(u->to);
     fate_lock();
     if (checked_at == carrier_epoch()) {

@@ -131,6 +131,7 @@ class SimulatedGpu:
     `may_submit` is an event that submits wait for: clear it to have `submit` block, as a software adapter's does.
     """
 
+    name = "simulated"
     max_buffer_size = 1 << 30
     functions = FUNCTIONS
     message_in_done = True
@@ -232,6 +233,8 @@ class SimulatedGpu:
     @property
     def handles(self) -> tuple[int, int, int]:
         return number_of(self), number_of(self), 0
+
+    def times(self) -> None: ...
 
     def handle(self, resource: Any) -> int:
         return number_of(resource)

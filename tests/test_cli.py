@@ -16,6 +16,7 @@ import wgpu
 from misuse_cases import LOOPS
 
 import aiostage
+from aiostage import tracing
 from aiostage.tools import cli, doctor
 from aiostage.tools.demo.options import UsageError
 from benchmarks import machine
@@ -237,3 +238,83 @@ def test_the_command_line_starts_without_any_extra() -> None:
     hidden = "import sys; sys.modules.update(dict.fromkeys(('rich', 'rendercanvas', 'PIL', 'skimage')))"
     code = f"{hidden}; from aiostage.tools import cli, doctor; cli.build_parser()"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+TRACED = """
+import asyncio, sys
+sys.path.insert(0, {tests!r})
+from simulated import SimulatedGpu
+import aiostage
+
+async def main():
+    gpu = SimulatedGpu(free_running=True)
+    async with aiostage.StagingRing(gpu, 1, 1 << 20) as ring:
+        await (await ring.write_buffer(gpu.buffer(1 << 19), 0, bytes(1 << 19)))
+
+if __name__ == "__main__":
+    asyncio.run(main())
+    print(sys.argv[1:], __file__)
+"""
+
+
+@pytest.fixture
+def traced(tmp_path: Path) -> Path:
+    script = tmp_path / "uploads.py"
+    script.write_text(TRACED.format(tests=str(ROOT / "tests")))
+    return script
+
+
+def test_trace_runs_a_script_as_python_would_and_writes_what_happened(traced: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run.json"
+    run = python(*CLI, "trace", "-o", str(out), str(traced), "-o", "1", "--help")
+    assert run.returncode == 0, run.stderr
+    assert run.stdout == f"['-o', '1', '--help'] {traced}\n"
+    assert run.stderr.startswith(f"aiostage trace: {out}, 0.0 MB; open it at https://ui.perfetto.dev")
+    assert [event["name"] for event in tracing.load(out)].count("upload") == 3  # a slice, and a flow's two ends
+
+
+def test_trace_runs_a_module(traced: Path, tmp_path: Path) -> None:
+    run = python(*CLI, "trace", "-m", "uploads", "word", cwd=tmp_path, environment={"PYTHONPATH": str(ROOT)})
+    assert run.returncode == 0, run.stderr
+    assert run.stdout == f"['word'] {traced}\n"
+    assert tracing.load(tmp_path / "trace.json")
+
+
+@pytest.mark.parametrize(
+    ("code", "status", "said"),
+    [
+        ("raise SystemExit", 0, []),
+        ("raise SystemExit(7)", 7, []),
+        ("raise SystemExit('no tiles')", 1, ["no tiles"]),
+        ("raise KeyboardInterrupt", 130, []),
+        ("1 / 0", 1, ["Traceback (most recent call last):", "ZeroDivisionError: division by zero"]),
+        ("import aiostage\nraise aiostage.StagingError('mine')", 1, ["aiostage.errors.StagingError: mine"]),
+        ("this is no Python", 1, ["SyntaxError: invalid syntax"]),
+    ],
+    ids=str,
+)
+def test_trace_ends_as_the_script_does(code: str, status: int, said: list[str], tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(code)
+    run = python(*CLI, "trace", "-o", str(tmp_path / "run.json"), str(script))
+    assert run.returncode == status
+    assert set(said) < set(run.stderr.splitlines())
+    assert run.stderr.splitlines()[-1].endswith("run.json is empty: no ring was opened in this process")
+    assert "runpy" not in run.stderr
+    assert "tracer.py" not in run.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        (["missing.py"], "there is no script missing.py; for a module: -m missing.py"),
+        (["-o", "missing/run.json", "examples/memory_pool_demo.py"], "cannot write to missing/run.json: No such file"),
+    ],
+    ids=str,
+)
+def test_trace_runs_nothing_where_it_cannot_trace(arguments: list[str], why: str) -> None:
+    run = python(*CLI, "trace", *arguments)
+    assert run.returncode == 2
+    assert run.stdout == ""
+    assert run.stderr.startswith(f"aiostage trace: {why}")
+    assert len(run.stderr.splitlines()) == 1

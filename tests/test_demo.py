@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,14 +13,14 @@ from typing import Any
 
 import anyio
 import numpy as np
+import perfetto
 import pytest
 from misuse_cases import LOOPS
 from PIL import Image
 
-from aiostage import MiB, StagingRing
+from aiostage import MiB, StagingRing, tracing
 from aiostage.tools.demo.app import Demo, create_texture
 from aiostage.tools.demo.mosaic import WIDTH, arrange
-from aiostage.tools.demo.observe import Sample
 from aiostage.tools.demo.options import Options, parse_size
 from aiostage.tools.demo.photos import decode, survey
 from aiostage.tools.demo.tiles import TILE, count_tiles, cut, interleave, plan, reassemble
@@ -44,6 +45,16 @@ def test_a_short_demo_verifies_every_byte_and_makes_both_pictures(tmp_path: Path
         with Image.open(tmp_path / name) as picture:
             assert min(picture.size) > 400
             assert len(picture.convert("RGB").getcolors(1 << 24)) > 10
+    events = tracing.load(tmp_path / "trace.json")
+    perfetto.check(events)
+    frames = [event for event in perfetto.slices(events, "submit") if "command_buffers" in event["args"]]
+    stalls = re.search(r"^stalls +(\d+)", run.stdout, re.MULTILINE)
+    drawn = re.search(r"^frames +(\d+)", run.stdout, re.MULTILINE)
+    assert drawn is not None
+    assert len(frames) == int(drawn[1]) >= 12
+    assert stalls is not None
+    assert len(perfetto.slices(events, "stall")) == int(stalls[1])
+    assert f"trace     {tmp_path / 'trace.json'}" in run.stdout
 
 
 def test_the_demo_streams_the_users_own_images(tmp_path: Path) -> None:
@@ -242,16 +253,43 @@ def test_sizes_are_read_as_people_write_them(text: str, size: int) -> None:
     assert parse_size(text) == size
 
 
-def test_the_timeline_counts_shares_of_time_and_stalls_where_they_were() -> None:
-    samples = [
-        Sample(0.0, ("available", "in_use"), 0, 0, 0),
-        Sample(1.0, ("fenced", "in_use"), 2, 1, 4096),
-        Sample(3.0, ("available", "fenced"), 2, 0, 4096),
-        Sample(4.0, ("available", "fenced"), 5, 0, 8192),
+def test_the_timeline_counts_shares_of_time_stalls_and_bytes_where_they_were() -> None:
+    def slice_of(tid: int, begin: float, end: float, name: str, **args: int) -> dict[str, Any]:
+        return {
+            "ph": "X",
+            "pid": 1,
+            "tid": tid,
+            "ts": begin * 1e6,
+            "dur": (end - begin) * 1e6,
+            "name": name,
+            "args": args,
+        }
+
+    def title(tid: int, name: str) -> dict[str, Any]:
+        return {"ph": "M", "pid": 1, "tid": tid, "ts": 0, "name": "thread_name", "args": {"name": name}}
+
+    events = [
+        *(title(1, "ring 3, buffer 0"), title(2, "ring 3, buffer 1"), title(3, "a task"), title(4, "GPU thread")),
+        *(slice_of(1, 0, 1, "available"), slice_of(1, 1, 3, "fenced"), slice_of(1, 3, 4, "available")),
+        *(slice_of(2, 0, 3, "in_use"), slice_of(2, 3, 4, "fenced")),
+        *(slice_of(3, 1, 1.5, "stall"), slice_of(3, 1.5, 2.5, "stall"), slice_of(3, 3, 4, "stall")),
+        slice_of(4, 0.5, 0.6, "submit", bytes=4096),
+        slice_of(4, 3.5, 3.6, "submit", bytes=8192, command_buffers=1),
     ]
-    recording = Recording.of(samples, [0.5])
+    recording = Recording.of(events)
     edges = np.array([0.0, 2.0, 4.0])
-    assert recording.share(0, "fenced", edges).tolist() == [0.5, 0.5]
-    assert recording.share(1, "in_use", edges).tolist() == [1.0, 0.5]
-    assert recording.stalls_in(edges).tolist() == [2, 3]
-    assert recording.rate(edges).tolist() == [2048.0, 2048.0]
+    assert recording.buffers == 2
+    assert recording.end == pytest.approx(4.0)
+    assert recording.share(0, "fenced", edges).tolist() == pytest.approx([0.5, 0.5])
+    assert recording.share(1, "in_use", edges).tolist() == pytest.approx([1.0, 0.5])
+    assert recording.share(1, "available", edges).tolist() == [0.0, 0.0]
+    assert recording.stalls_in(edges).tolist() == [2, 1]
+    assert recording.rate(edges).tolist() == [2048.0, 4096.0]
+    assert recording.frames.tolist() == [3.5]
+    assert recording.busiest(1.0)[0] == pytest.approx(0.55, abs=0.5)
+
+
+def test_the_timeline_of_a_trace_without_a_ring_is_empty() -> None:
+    recording = Recording.of([])
+    assert recording.buffers == 1
+    assert recording.share(0, "fenced", np.array([0.0, 1.0])).tolist() == [0.0]

@@ -16,10 +16,10 @@ MODULES = sorted(ROOT.rglob("*.py"))
 ROOMS = ["tools", "neighbours", "facade", "engine", "carrier", "gpu", "data"]
 """Data flows down: each may import from itself and from those to its right."""
 
-HALLS = {"errors", "events", "exits", "loop", "native"}
+HALLS = {"errors", "events", "exits", "loop", "native", "probe"}
 """Open to all; they import each other alone. `native` is what is compiled from native/."""
 
-NEIGHBOURS = {"dask", "jupyter", "memory", "pools", "pygfx", "streams", "textures"}
+NEIGHBOURS = {"dask", "jupyter", "memory", "pools", "pygfx", "streams", "textures", "tracing"}
 
 
 def name_of(path: Path) -> str:

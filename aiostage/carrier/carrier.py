@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any, NamedTuple
 from weakref import WeakMethod, finalize
 
-from .. import exits, native
+from .. import exits, native, probe
 from ..data.arrays import WHOLE
 from ..data.copies import BufferCopy, Copy, Staged
 from ..data.files import Descriptor, FileRun, Stored
@@ -59,6 +59,8 @@ class Carrier:
         self._device, self._port = device, port
         self._reached, self._lost = reached, lost
         self._native = native.Carrier(device.functions, *device.handles, device.message_in_done)
+        self._native.entitle(device.name)
+        self._timing, self._is_timed = threading.Lock(), False
         self._jobs: dict[int, Ended] = {}
         self._departures: dict[int, tuple[Departure, list[Staged]]] = {}
         self._buffers: dict[int, Callable[[int], object]] = {}
@@ -96,6 +98,25 @@ class Carrier:
         """It is about to be destroyed."""
         if self._buffers.pop(buffer.number, None) is not None:
             self._native.forget_buffer(buffer.number)
+
+    def name_buffer(self, buffer: Source, ring: int) -> None:
+        """What it is called in a trace."""
+        self._native.name_buffer(buffer.number, ring, buffer.index)
+
+    def show_buffer(self, number: int, state: int) -> None:
+        """For a trace: it is in this state; or, if it is lent, in the one that it is in."""
+        self._native.show_buffer(number, state)
+
+    def show_upload(self, track: probe.Track, nbytes: int, since: float, fence: int) -> None:
+        """For a trace: an upload that went by places is over; the fence is of its last submit, or 0."""
+        self._native.show_upload(track, nbytes, since, fence)
+
+    def time(self) -> bool:
+        """Have the GPU asked how long its submits take, in traces; in any thread. False: it cannot be."""
+        with self._timing:
+            if not self._is_timed and (times := self._device.times()) is not None:
+                self._is_timed = self._native.time(*times)
+            return self._is_timed
 
     def copy(self, data: Any, address: int, steps: tuple[int, ...], swap: int, ended: Ended, rings: bool = True) -> int:
         """Copy an array to an address, where its items lie `steps` bytes apart along each of its axes.
@@ -211,6 +232,8 @@ class Carrier:
         :raises InvalidCopy: the destination was destroyed.
         """
         device, copy = self._device, whole.parts[0].copy
+        if probe.tracer is not None:
+            self._native.post_from(*probe.tracer.task(self._port))
         number = 0
         while not number:
             epoch = native.epoch()
@@ -227,6 +250,8 @@ class Carrier:
         self, ring: int, buffer: Any, offset: int, data: Any, least: int, most: int, upload: Any, ended: UploadEnded
     ) -> int:
         """The same with more than `least` bytes for a buffer that was written to before. 0: it takes `upload`."""
+        if probe.tracer is not None:
+            self._native.post_from(*probe.tracer.task(self._port))
         number = self._native.upload_known(ring, buffer, offset, data, _CERTAIN, least, most)
         while number == native.STALE:
             epoch = native.epoch()

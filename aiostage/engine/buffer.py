@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from .. import native, probe
 from ..gpu.memory import export
 from .outcome import Outcome
 from .views import Views
@@ -73,6 +74,11 @@ _PUBLIC = {
     State.AWAY: BufferState.FENCED,
     State.LENT: BufferState.IN_USE,
     State.HELD: BufferState.FENCED,
+}
+_TRACED = {
+    BufferState.AVAILABLE: native.AVAILABLE,
+    BufferState.IN_USE: native.IN_USE,
+    BufferState.FENCED: native.FENCED,
 }
 
 
@@ -260,11 +266,18 @@ class StagingBuffer:
         """The ring is closed: the memory goes with the last that points at it."""
         self.memory = self.bytes = None
 
+    def show(self) -> None:
+        """For a trace: what state it is in. One that is lent the carrier shows."""
+        if self._shelf.show is not None:
+            self._shelf.show(self.number, _TRACED[self.state])
+
     def _enter(self, state: State) -> None:
         of = self._shelf.of
         of[self.phase].remove(self)
         of[state].append(self)
         self.phase = state
+        if probe.tracer is not None and state is not State.LENT:
+            self.show()
 
     # -- places --
 
@@ -306,12 +319,13 @@ class StagingBuffer:
 class Shelf:
     """The buffers of a ring: a list for each state, and in ring order."""
 
-    __slots__ = ("all", "cursor", "of", "take_back")
+    __slots__ = ("all", "cursor", "of", "show", "take_back")
 
     def __init__(self) -> None:
         self.of: dict[State, list[StagingBuffer]] = {state: [] for state in State}
         self.all: list[StagingBuffer] = []  # by index
         self.take_back: Callable[[], object] | None = None  # has one that is lent be free, if no upload uses it
+        self.show: Callable[[int, int], object] | None = None  # the state of one, by its number, to a trace
         self.cursor = 0  # index where the next buffer is looked for, and the current one while it has room
 
     def add(self, handle: Any, size: int) -> None:

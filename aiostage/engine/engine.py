@@ -12,14 +12,16 @@ A whole upload of more than `inline_size` bytes has a shorter way: `upload`, see
 
 from __future__ import annotations
 
+import itertools
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from logging import WARNING
-from typing import Any
+from typing import Any, Self
 
+from .. import probe
 from ..carrier.carrier import Carrier, RingCounts
 from ..carrier.departure import Departure
 from ..carrier.timeline import Timeline
@@ -41,7 +43,7 @@ from ..errors import (
 from ..events import DEBUG, event, logger, report
 from ..gpu.protocol import Native
 from ..loop import LoopPort
-from ..native import Plan, Writes
+from ..native import Plan, Writes, now
 from . import policy
 from .buffer import NO_TASK, BufferState, Load, Place, Shelf, StagingBuffer, State
 from .demand import Demand
@@ -56,6 +58,9 @@ from .views import Views
 
 Ended = Callable[[BaseException | None], object]
 """Called on the loop with what went wrong in filling a place, or None."""
+
+
+_numbers = itertools.count(1)
 
 
 class Counts:
@@ -82,6 +87,7 @@ class Engine:
     timeline: Timeline[Any]
 
     def __init__(self, ring_count: int, inline_size: int, patience: float, fence_timeout: float | None) -> None:
+        self.number = next(_numbers)  # of the ring, in a trace
         self.inline_size = inline_size
         self.patience = patience
         self.fence_timeout = fence_timeout
@@ -121,12 +127,29 @@ class Engine:
         back = weakref.WeakMethod(self._back)  # weakly, or the carrier would keep a ring that nobody closed
         for buffer in self.shelf.all:
             self.carrier.add_buffer(buffer, partial(_call_back, back, buffer))
+            self.carrier.name_buffer(buffer, self.number)
+        self.shelf.show = self.carrier.show_buffer
 
     def start(self) -> None:
         """They are mapped: work with them."""
         self.demand = Demand(len(self.shelf.all))
         self.buffer_size = self.shelf.all[0].size
         self.error = None
+        probe.opened(self)
+
+    @property
+    def name(self) -> str:
+        """Of the ring and its device, in a trace."""
+        return f"ring {self.number} on {self.native.name}"
+
+    def time_submits(self) -> bool:
+        """For a trace: have the GPU asked how long they take. False: it cannot be."""
+        return self.carrier.time()
+
+    def show_buffers(self) -> None:
+        """For a trace: what states they are in."""
+        for buffer in self.shelf.all:
+            buffer.show()
 
     # -- checks --
 
@@ -288,6 +311,8 @@ class Engine:
         """It waits no more."""
         self.counts.stall_seconds += seconds
         self.demand.waiting -= waiter.size
+        if probe.tracer is not None:
+            probe.tracer.stalled(self.port, waiter.size, seconds)
         if self._logs:
             event("resumed", size=waiter.size, waited=seconds, granted=waiter.place.value is not None)
 
@@ -341,6 +366,10 @@ class Engine:
             if not line:
                 del self._by_places[id(destination)]
             self.staged(staging)
+
+    def shown(self, nbytes: int) -> Unseen:
+        """For a trace: an upload of so many bytes goes by places, while this lasts."""
+        return _UNSEEN if probe.tracer is None else Shown(self, nbytes)
 
     def staged(self, staging: Staging) -> None:
         """All copies of it are in the lane, which keeps their order from then on."""
@@ -773,6 +802,7 @@ class Engine:
 
     def close(self) -> None:
         """Give the buffers up. Memory that something still points at is freed with the last of its views."""
+        probe.closed(self)
         self._fail_loads(RingClosed("the ring was closed"))
         for buffer in self.shelf.all:
             self.carrier.forget_buffer(buffer)
@@ -802,6 +832,40 @@ class Staging(Outcome[bool]):
     def may_begin(self) -> bool | None:
         """Whether it would overtake nothing to the same place, or None."""
         return all(other.is_over for other in self._earlier) or None
+
+
+class Unseen:
+    """An upload that goes by places, and that nobody traces."""
+
+    __slots__ = ()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None: ...
+
+    def submitted(self, fence: Any) -> None:
+        """By its last submit."""
+
+
+_UNSEEN = Unseen()
+
+
+class Shown(Unseen):
+    """One that is in a trace, when it is over."""
+
+    __slots__ = ("_engine", "_fence", "_nbytes", "_since")
+
+    def __init__(self, engine: Engine, nbytes: int) -> None:
+        self._engine, self._nbytes, self._since, self._fence = engine, nbytes, now(), 0
+
+    def submitted(self, fence: Any) -> None:
+        self._fence = 0 if fence is None else fence.value
+
+    def __exit__(self, *exc_info: object) -> None:
+        if probe.tracer is not None:
+            track = probe.tracer.task(self._engine.port)
+            self._engine.carrier.show_upload(track, self._nbytes, self._since, self._fence)
 
 
 class Way:

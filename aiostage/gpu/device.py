@@ -25,9 +25,9 @@ from .. import native
 from ..data.copies import BufferCopy, Copy, SmallCopies, Staged, TextureCopy
 from ..errors import DeviceLost, InvalidCopy, InvalidSubmit, OutOfMemory, StagingError, WrongLoop
 from ..exits import holding
-from .layout import check_layouts, functions_of
+from .layout import check_layouts, functions_of, timestamp_functions
 from .ledger import ledger
-from .protocol import Native
+from .protocol import Native, Times
 from .volumes import Level, Volumes
 
 
@@ -74,6 +74,11 @@ def _clear_errors() -> Iterator[None]:
 native.name_handle("_internal")  # of wgpu-py's objects
 
 
+def _ascii(name: str) -> str:
+    """As much of it as a trace can have without escapes."""
+    return "".join(letter for letter in name[:60] if " " <= letter <= "~" and letter not in '"\\')
+
+
 class WgpuNative:
     """`Native` on wgpu-py's C functions."""
 
@@ -85,8 +90,10 @@ class WgpuNative:
         ledger.follow(_api)
         self.device = device
         self.process = os.getpid()
+        self.name = _ascii(device.adapter.info["device"])
         self.submit_blocks = device.adapter.info["adapter_type"] == "CPU"
         self.max_buffer_size = int(device.limits["max-buffer-size"])
+        self._api = _api
         self._ffi, self._lib, self._errors = _api.ffi, _api.lib, _api.error_handler
         self._aspects = {
             "all": self._lib.WGPUTextureAspect_All,
@@ -128,6 +135,32 @@ class WgpuNative:
         queue, buffer, nothing = self.device.queue._internal, self._probe._internal, self._ffi.NULL
         error, _ = self._captured(self._lib.wgpuQueueWriteBuffer, queue, buffer, 0, nothing, 0)
         return error is not None
+
+    # -- timestamps --
+
+    def times(self) -> Times | None:
+        found = timestamp_functions(self._api)
+        if not {"timestamp-query", "timestamp-query-inside-encoders"} <= set(self.device.features) or found is None:
+            return None
+        write, resolve, period = found
+        usage = wgpu.BufferUsage
+        with _clear_errors():
+            queries = self.device.create_query_set(type="timestamp", count=2 * native.TIMES)
+            resolved = self.device.create_buffer(
+                size=native.TIMES * native.TIMES_STEP, usage=usage.QUERY_RESOLVE | usage.COPY_SRC
+            )
+            results = [
+                self.device.create_buffer(size=16, usage=usage.COPY_DST | usage.MAP_READ) for _ in range(native.TIMES)
+            ]
+        return Times(
+            (queries, resolved, results),
+            write,
+            resolve,
+            self.handle(queries),
+            self.handle(resolved),
+            tuple(map(self.handle, results)),
+            period(self.device.queue._internal) * 1e-9,
+        )
 
     # -- staging memory --
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import wgpu
@@ -65,3 +66,20 @@ def functions_of(api: Any) -> tuple[tuple[int, ...], bool]:
     """(addresses in the order of `native.functions()`, whether what waits for work is given a message as well)."""
     addresses = (int(api.ffi.cast("uintptr_t", getattr(api.lib, name))) for name, _ in native.functions())
     return tuple(addresses), len(api.ffi.typeof("WGPUQueueWorkDoneCallback").args) == 4
+
+
+_TIMESTAMPS = {
+    "wgpuCommandEncoderWriteTimestamp": "void(struct WGPUCommandEncoderImpl *, struct WGPUQuerySetImpl *, uint32_t)",
+    "wgpuCommandEncoderResolveQuerySet": "void(struct WGPUCommandEncoderImpl *, struct WGPUQuerySetImpl *, uint32_t, "
+    "uint32_t, struct WGPUBufferImpl *, uint64_t)",
+    "wgpuQueueGetTimestampPeriod": "float(struct WGPUQueueImpl *)",
+}
+
+
+def timestamp_functions(api: Any) -> tuple[int, int, Callable[[Any], float]] | None:
+    """(addresses of what writes and what resolves a timestamp, what tells the nanoseconds of a tick); or None, if they
+    are not as the carrier calls them."""
+    if any(_type_of(api, name) != type for name, type in _TIMESTAMPS.items()):
+        return None
+    write, resolve, period = (getattr(api.lib, name) for name in _TIMESTAMPS)
+    return int(api.ffi.cast("uintptr_t", write)), int(api.ffi.cast("uintptr_t", resolve)), period

@@ -3,15 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from ..data.copies import Copy, Staged, TextureCopy
+
+
+class Times(NamedTuple):
+    """As `native.Carrier.time` takes them."""
+
+    keeps: object
+    """What has the objects behind the handles."""
+    write: int
+    resolve: int
+    queries: int
+    resolved: int
+    results: tuple[int, ...]
+    period: float
+    """Seconds of a tick."""
 
 
 @runtime_checkable
 class Native(Protocol):
     """A GPU device and its queue, as much of it as staging needs. All methods may be called from any thread."""
 
+    name: str
+    """What it is called in a trace: some words in ASCII."""
     submit_blocks: bool
     """Whether a submit may wait for earlier GPU work (software adapters' do)."""
     max_buffer_size: int
@@ -28,6 +44,9 @@ class Native(Protocol):
         """Keep blocking polls off this device until as many calls of `detach`."""
 
     def detach(self) -> None: ...
+
+    def times(self) -> Times | None:
+        """What it takes to ask how long submits take; None: the device has no timestamps between commands."""
 
     def handle(self, resource: Any) -> int:
         """The C object behind a buffer, texture or command buffer, as a number."""

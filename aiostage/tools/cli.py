@@ -1,4 +1,4 @@
-"""The command line: `aiostage info`, `doctor`, `inspect`, `monitor`, `demo` and `bench`.
+"""The command line: `aiostage info`, `doctor`, `inspect`, `monitor`, `trace`, `demo` and `bench`.
 
 Imports what each needs when it runs.
 """
@@ -108,6 +108,13 @@ def build_parser() -> argparse.ArgumentParser:
     demo_options.add_arguments(demo)
     demo.set_defaults(command=run_demo)
 
+    trace = commands.add_parser("trace", help="run a script, and write what happens in it for Perfetto")
+    trace.add_argument("-o", "--output", default="trace.json", metavar="FILE", help="default: trace.json")
+    trace.add_argument("-m", action="store_true", dest="is_module", help="it is a module, as with python -m")
+    trace.add_argument("script", metavar="SCRIPT")
+    trace.add_argument("arguments", nargs=argparse.REMAINDER, metavar="…", help="what the script is given")
+    trace.set_defaults(command=run_trace)
+
     # What follows, --help included, is for `python -m benchmarks`.
     bench = commands.add_parser("bench", help="run the benchmarks of a source checkout", add_help=False)
     bench.set_defaults(command=run_bench)
@@ -160,6 +167,12 @@ def run_monitor(arguments: argparse.Namespace) -> int:
     from aiostage.tools.monitor import app
 
     return app.run(arguments.pid, arguments.once, arguments.json, arguments.interval)
+
+
+def run_trace(arguments: argparse.Namespace) -> int:
+    from aiostage.tools import tracer
+
+    return tracer.run(arguments.script, arguments.arguments, arguments.output, is_module=arguments.is_module)
 
 
 async def print_adapters() -> None:

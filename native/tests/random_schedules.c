@@ -1393,12 +1393,39 @@ static void close_world(world *w) {
     free(w->wholes);
 }
 
+// A trace of every third schedule; which takes what it may, and neither draws anything nor is waited for.
+static bool is_traced(void) { return seed % 3 == 0; }
+
+static void look_at_trace(void) {
+    const char *text;
+    uint64_t lost;
+    size_t length = trace_take(&text, &lost);
+    if (length && (text[0] != '{' || memcmp(text + length - 3, "},\n", 3))) fail("a trace has no whole events");
+    for (size_t i = 0; i + 1 < length; i++)
+        if (text[i] == '\n' && (text[i - 1] != ',' || text[i - 2] != '}' || text[i + 1] != '{')) fail("an event is torn");
+}
+
+static void begin_trace(void) {
+    if (!is_traced()) return;
+    if (!trace_begin(8192) || trace_begin(8192)) fail("one trace begins, and no second");
+    uint32_t trace = trace_is_on(), process = trace_add_process(trace, "a loop");
+    for (unsigned i = 0; i < world_count; i++) worlds[i].c->poster = trace_add_track(trace, process, "a task");
+}
+
+static void end_trace(void) {
+    if (!is_traced()) return;
+    trace_end();
+    look_at_trace();
+    trace_forget();
+}
+
 static void run_steps(void) {
     uint64_t steps = 20 + draw(threads ? 200 : 100), loss = draw(5) ? UINT64_MAX : draw(steps);
     for (step = 1; step <= steps; step++) {
         world *w = &worlds[draw(world_count)];
         if (step == loss) lose_device(w);
         any_step(w);
+        if (is_traced() && step % 16 == 0) look_at_trace();
         if (threads && draw(10) == 0) usleep((useconds_t)draw(200));
     }
 }
@@ -1413,6 +1440,7 @@ static void run_schedule(void) {
     atomic_store(&over, false);
     atomic_store(&calm, false);
     for (unsigned i = 0; i < world_count; i++) open_world(&worlds[i]);
+    begin_trace();
     if (threads && (pthread_create(&workers[0], NULL, finish_work, NULL) || pthread_create(&workers[1], NULL, meddle, NULL)))
         fail("no threads");
     run_steps();
@@ -1429,6 +1457,7 @@ static void run_schedule(void) {
         }
     }
     atomic_store(&over, true);
+    if (seed % 2) end_trace();  // while threads still run, or after them
     for (int i = 0; i < 2 && threads; i++) pthread_join(workers[i], NULL);
     for (unsigned i = 0; i < world_count; i++) {
         world *w = &worlds[i];
@@ -1441,6 +1470,7 @@ static void run_schedule(void) {
         }
         close_world(w);
     }
+    if (seed % 2 == 0) end_trace();
     for (int i = 0; i < 20000 && atomic_load(&memory); i++) usleep(100);  // a thread that was joined may be about to let go
     if (things_alive) fail("%u things are never released", (unsigned)things_alive);
     if (atomic_load(&memory)) fail("%d pieces of memory are never freed", (int)atomic_load(&memory));

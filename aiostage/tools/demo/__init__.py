@@ -8,9 +8,9 @@
 | `tiles` | cutting an image into tiles, putting it together again |
 | `stream` | the coroutines that decode and upload |
 | `mosaic` | laying the photographs out and drawing them |
-| `observe` | recording what the ring and the event loop do meanwhile |
+| `observe` | watching what the ring and the event loop do meanwhile |
 | `report` | saying it: live display, plain lines, closing statistics |
-| `timeline` | the picture of the ring's buffers over time |
+| `timeline` | the picture of the ring's buffers over time, from a trace |
 | `verify` | comparing the texture with the files |
 | `canvas` | the offscreen canvas or window that frames are drawn on |
 | `app` | the run itself |

@@ -12,6 +12,9 @@ import numpy.typing as npt
 import wgpu
 from PIL import Image
 
+from aiostage import tracing
+
+from ..tracer import VIEWER
 from . import gpu, photos, report, timeline
 from .canvas import Canvas, check_window, open_offscreen, open_window
 from .mosaic import Mosaic
@@ -22,6 +25,7 @@ from .tiles import ROW_BYTES, TILE, TILE_BYTES, plan
 from .verify import differing
 
 FRAME_SECONDS = 1 / 60
+TRACE = "trace.json"
 MAX_TILES = 1024  # 256 MiB of texture
 LAST_FRAME_SAMPLES = 4  # a side: the picture that is kept is drawn with more care
 
@@ -93,7 +97,7 @@ class Demo:
         await self._draw_frame(canvas, 0.0)  # compiles the shader, before the clock starts
         observer = self.observer = Observer(self.ring.stats_nowait)
         reporter = report.Reporter(observer, self.progress, self.options.frames)
-        with reporter.display():
+        with tracing.trace(self.options.output / TRACE), reporter.display():
             async with anyio.create_task_group() as watchers:
                 watchers.start_soon(observer.sample_for_ever)
                 watchers.start_soon(observer.measure_lag_for_ever)
@@ -141,7 +145,6 @@ class Demo:
         ):
             if canvas.visible:
                 await self._draw_frame(canvas, observer.clock())
-                observer.frames.append(observer.clock())
             progress.frames += 1
             self._frame_drawn.set()
             self._frame_drawn = anyio.Event()
@@ -180,7 +183,7 @@ class Demo:
             f"{self.coroutines} coroutines, {stats.buffer_stalls} stalls, {self.progress.frames} frames drawn "
             f"meanwhile; {gpu.describe(self.adapter)}"
         )
-        picture = timeline.draw(self.observed.samples, self.observed.frames, title, subtitle)
+        picture = timeline.draw(tracing.load(self.options.output / TRACE), title, subtitle)
         photos.write(picture, self.options.output / "timeline.png")
 
     async def _verify(self) -> int:
@@ -192,6 +195,7 @@ class Demo:
         else:
             print(f"verified  every byte of the texture ({total}) equals the photographs")
         print(f"pictures  {self.options.output / 'mosaic.png'}, {self.options.output / 'timeline.png'}")
+        print(f"trace     {self.options.output / TRACE}, to be opened at {VIEWER}")
         return 1 if wrong else 0
 
     def tell_beginning(self) -> None:

@@ -1,4 +1,4 @@
-"""Recording what the ring and the event loop do during a run."""
+"""Watching what the ring and the event loop do during a run, for those who look on. The trace has it in full."""
 
 from __future__ import annotations
 
@@ -33,7 +33,6 @@ class Observer:
     snapshot: Callable[[], aiostage.StagingStats]
     started: float = field(default_factory=time.perf_counter)
     samples: list[Sample] = field(default_factory=list)
-    frames: list[float] = field(default_factory=list)  # when each frame was submitted
     lags: list[float] = field(default_factory=list)  # s
     latest: aiostage.StagingStats = field(init=False)
     stopped: float | None = None  # when the run ended, by the run's clock

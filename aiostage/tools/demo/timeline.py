@@ -1,15 +1,15 @@
-"""The picture of a run: one lane per staging buffer, coloured by state over time, stalls marked."""
+"""The picture of a trace: one lane per staging buffer, coloured by state over time, stalls marked."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
-
-from .observe import Sample
 
 Floats = npt.NDArray[np.float64]
 Colour = tuple[int, int, int]
@@ -19,6 +19,8 @@ PLOT = WIDTH - LEFT - RIGHT
 LANES_HEIGHT, LANE_MIN, LANE_MAX, LANE_GAP = 150, 3, 50, 6
 STALLS_HEIGHT, CHART_HEIGHT = 30, 70
 ZOOM_SECONDS = 0.1
+LANE = r"ring \d+, buffer (\d+)"
+"""The title of a staging buffer's track."""
 
 BACKGROUND, PANEL, INK, FAINT = (18, 21, 27), (28, 33, 41), (226, 230, 236), (128, 138, 152)
 STALL, FRAME, RATE = (255, 84, 89), (150, 160, 175), (94, 204, 160)
@@ -31,51 +33,70 @@ STATES: dict[str, tuple[str, Colour]] = {
 
 @dataclass(frozen=True)
 class Recording:
-    """The samples of a run as arrays, each row one sample that holds until the next."""
+    """What a trace has of a ring, as arrays. Times are in seconds since it began."""
 
-    times: Floats
-    states: npt.NDArray[np.str_]  # (samples, buffers)
-    stalls: npt.NDArray[np.int64]
-    bytes_total: npt.NDArray[np.int64]
+    spans: dict[tuple[int, str], Floats]
+    """(begin, end) of each time that a buffer was in a state, by its index and the state: one after another."""
+    stalls: Floats
+    """When each began."""
+    submits: Floats
+    nbytes: Floats
+    """That each of them copied."""
     frames: Floats
+    """Submits with command buffers."""
+    end: float
 
     @classmethod
-    def of(cls, samples: Sequence[Sample], frames: Sequence[float]) -> Recording:
+    def of(cls, events: Sequence[Mapping[str, Any]]) -> Recording:
+        """Of `aiostage.tracing.load`."""
+        lanes = {
+            (event["pid"], event["tid"]): int(match[1])
+            for event in events
+            if event["name"] == "thread_name" and (match := re.fullmatch(LANE, event["args"]["name"]))
+        }
+        slices = sorted((event for event in events if event["ph"] == "X"), key=lambda event: event["ts"])
+        spans: dict[tuple[int, str], list[tuple[float, float]]] = {}
+        for event in slices:
+            lane = lanes.get((event["pid"], event["tid"]))
+            if lane is not None:
+                spans.setdefault((lane, event["name"]), []).append((event["ts"], event["ts"] + event["dur"]))
+        submits = [event for event in slices if event["name"] == "submit"]
         return cls(
-            np.array([sample.time for sample in samples]),
-            np.array([sample.states for sample in samples]),
-            np.array([sample.stalls for sample in samples]),
-            np.array([sample.bytes_total for sample in samples]),
-            np.array(frames, np.float64),
+            {key: 1e-6 * np.array(found) for key, found in spans.items()},
+            1e-6 * np.array([event["ts"] for event in slices if event["name"] == "stall"], np.float64),
+            1e-6 * np.array([event["ts"] for event in submits], np.float64),
+            np.array([event["args"]["bytes"] for event in submits], np.float64),
+            1e-6 * np.array([event["ts"] for event in submits if "command_buffers" in event["args"]], np.float64),
+            max([1e-3, *(1e-6 * (event["ts"] + event["dur"]) for event in slices)]),
         )
 
     @property
-    def end(self) -> float:
-        return max(float(self.times[-1]), 1e-3)
+    def buffers(self) -> int:
+        return 1 + max((buffer for buffer, _ in self.spans), default=0)
 
     def share(self, buffer: int, state: str, edges: Floats) -> Floats:
         """For each interval between edges, the share of it that a buffer spent in a state."""
-        spent = np.diff(self.times) * (self.states[:-1, buffer] == state)
-        cumulated = np.interp(edges, self.times, np.concatenate([[0.0], np.cumsum(spent)]))
+        spans = self.spans.get((buffer, state), np.zeros((1, 2)))
+        spent = np.stack([np.zeros(len(spans)), spans[:, 1] - spans[:, 0]], axis=1)
+        cumulated = np.interp(edges, spans.ravel(), np.cumsum(spent))
         share: Floats = np.diff(cumulated) / np.diff(edges)
         return share
 
     def stalls_in(self, edges: Floats) -> npt.NDArray[np.int64]:
         """How many stalls began between each two edges."""
-        latest = np.searchsorted(self.times, edges, side="right") - 1
-        return np.diff(self.stalls[np.clip(latest, 0, None)])
+        return np.histogram(self.stalls, edges)[0]
 
     def rate(self, edges: Floats) -> Floats:
-        """Bytes per second allocated between each two edges."""
-        return np.diff(np.interp(edges, self.times, self.bytes_total)) / np.diff(edges)
+        """Bytes per second submitted between each two edges."""
+        return np.histogram(self.submits, edges, weights=self.nbytes)[0] / np.diff(edges)
 
     def busiest(self, seconds: float) -> tuple[float, float]:
-        """The stretch of that length with the most stalls (with the most bytes, where nothing stalled)."""
+        """The stretch of that length with the most stalls (with the most submits, where nothing stalled)."""
         if seconds >= self.end:
             return 0.0, self.end
         starts = np.arange(0.0, self.end - seconds, seconds / 20)
-        counts = self.stalls if self.stalls[-1] else self.bytes_total
-        within = np.interp(starts + seconds, self.times, counts) - np.interp(starts, self.times, counts)
+        times = self.stalls if len(self.stalls) else self.submits
+        within = np.searchsorted(times, starts + seconds) - np.searchsorted(times, starts)
         start = float(starts[int(np.argmax(within))])
         return start, start + seconds
 
@@ -110,10 +131,10 @@ class Sheet:
                 self.draw.line((LEFT + x, bottom - height, LEFT + x, bottom - 1), fill=fill)
 
 
-def draw(samples: Sequence[Sample], frames: Sequence[float], title: str, subtitle: str) -> Image.Image:
-    """The whole picture: the run from end to end, then its busiest tenth of a second."""
-    recording = Recording.of(samples, frames)
-    buffers = recording.states.shape[1]
+def draw(events: Sequence[Mapping[str, Any]], title: str, subtitle: str) -> Image.Image:
+    """The whole picture of a trace: the run from end to end, then its busiest tenth of a second."""
+    recording = Recording.of(events)
+    buffers = recording.buffers
     lane = min(LANE_MAX, max(LANE_MIN, LANES_HEIGHT // buffers))
     lanes = buffers * (lane + LANE_GAP)
     sheet = Sheet(300 + 2 * (lanes + STALLS_HEIGHT) + CHART_HEIGHT)
@@ -155,7 +176,7 @@ def heading(sheet: Sheet, text: str) -> None:
 
 def draw_lanes(sheet: Sheet, recording: Recording, edges: Floats, height: int) -> None:
     """A lane per buffer. Where a pixel's time holds several states, they are stacked by their shares."""
-    for buffer in range(recording.states.shape[1]):
+    for buffer in range(recording.buffers):
         top = sheet.band(f"buffer {buffer}", height, STATES["available"][1])
         fenced = recording.share(buffer, "fenced", edges)
         in_use = recording.share(buffer, "in_use", edges)
