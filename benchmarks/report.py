@@ -11,10 +11,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from aiostage.tools.cli import Parser, exit_status
+from aiostage.tools.status import exit_status
 
 from . import costs, fences, lag, pools, since, soak, textures, throughput
 from .machine import RESULTS
+from .parser import Parser
 
 PAGE = RESULTS.parent.parent / "docs" / "performance.md"
 RELIABILITY = PAGE.with_name("reliability.md")

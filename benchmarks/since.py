@@ -13,10 +13,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from aiostage.tools.cli import Parser, exit_status
+from aiostage.tools.status import exit_status
 
 from . import machine
 from .one_checkout import SIZES
+from .parser import Parser
 
 HERE = Path(__file__).parent.parent
 

@@ -29,11 +29,12 @@ import wgpu
 import aiostage
 from aiostage import KiB, MiB
 from aiostage.threads import run_sync
-from aiostage.tools.cli import Parser, exit_status
-from aiostage.tools.demo.options import parse_count, parse_minutes
+from aiostage.tools.arguments import parse_count, parse_minutes
+from aiostage.tools.status import exit_status
 
 from . import machine
 from .arenas import LONGEST, Arenas, BufferArena, Checker, Expect, Region, TexelRegion, TextureArena
+from .parser import Parser
 
 RING_COUNT, BUFFER_SIZE = 3, 1 * MiB
 _TOLERANCE = 8.0
