@@ -1,4 +1,4 @@
-"""Numbers as they are typed. Mistakes are errors of argparse, which prints what they say; `commands` hands it to typer."""
+"""Numbers as they are typed. Mistakes are errors as argparse prints them; `commands` makes typer's of them."""
 
 from __future__ import annotations
 

@@ -15,13 +15,11 @@ import typer
 
 from .arguments import parse_count, parse_size
 from .demo.options import Options
-from .printing import columns, may_escape
 from .status import UsageError, require
 
 NAME = "aiostage"
 COMPLETION = "_AIOSTAGE_COMPLETE"
 """Set by a shell that asks how a line could go on."""
-WIDE = 60  # columns that typer's framed help needs
 
 DEMO_MODULES = {"rendercanvas": "rendercanvas", "PIL": "pillow"}
 SAMPLE_MODULES = {"skimage": "scikit-image"}
@@ -135,12 +133,11 @@ COMMANDS: tuple[tuple[Callable[..., int], dict[str, Any]], ...] = (
 
 
 def build() -> typer.Typer:
-    is_framed = may_escape() and columns() >= WIDE
     app = typer.Typer(
         name=NAME,
         help="Asyncio-native GPU uploads for wgpu-py.",
         epilog="Each command has --help of its own. Exit statuses: 0 done, 1 failed, 2 yours to put right.",
-        rich_markup_mode="rich" if is_framed else None,
+        rich_markup_mode=None,  # plain help, which reads the same everywhere: framed, it names Python's types
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     app.callback()(options)

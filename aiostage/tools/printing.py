@@ -77,6 +77,7 @@ class Sheet:
 
 def print_table(console: Console, sheet: Sheet) -> None:
     from rich import box
+    from rich.padding import Padding
     from rich.table import Table
     from rich.text import Text
 
@@ -84,7 +85,7 @@ def print_table(console: Console, sheet: Sheet) -> None:
         console.print(sheet.title, style="bold")
         for name, text, mood, _ in (row for rows in sheet.sections for row in rows):
             console.print(name, style="cyan")
-            console.print(Text(printable(text), STYLES[mood]))
+            console.print(Padding(Text(printable(text), STYLES[mood]), (0, 0, 0, 2)))
         return
     table = Table(title=sheet.title, title_justify="left", title_style="bold", box=box.ROUNDED, show_header=False)
     table.add_column(style="cyan", no_wrap=True)
