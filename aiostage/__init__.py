@@ -8,25 +8,104 @@ from typing import TYPE_CHECKING, Any
 
 from . import _compiled  # noqa: F401 - says what helps, where the compiled part is for another Python
 
-if TYPE_CHECKING:
-    from ._names import *  # noqa: F403
-    from ._names import __all__ as __all__
+if TYPE_CHECKING:  # else `__getattr__` brings them
+    from .allocation import Allocation
+    from .batch import Batch, Frame
+    from .budget import KiB, MemoryBudget, MiB
+    from .devices import request_device
+    from .engine.buffer import StagingBuffer
+    from .errors import (
+        AllocationClosed,
+        AllocationTooLarge,
+        AlreadyInitialized,
+        BudgetExceeded,
+        CannotStartThread,
+        DeviceLost,
+        FenceTimeout,
+        InvalidCopy,
+        InvalidSource,
+        InvalidSubmit,
+        InvalidTexture,
+        OutOfMemory,
+        PoolClosed,
+        QueueClosed,
+        RangeReleased,
+        RangesStillAlive,
+        RingClosed,
+        StagingError,
+        StallTimeout,
+        UnsupportedTexture,
+        UnsupportedVersion,
+        UploadCancelled,
+        ViewStillAlive,
+        WrongLoop,
+    )
+    from .fences import Fence, FenceTracker
+    from .ring import StagingRing
+    from .stats import BufferState, StagingStats
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "Allocation",
+    "AllocationClosed",
+    "AllocationTooLarge",
+    "AlreadyInitialized",
+    "Batch",
+    "BudgetExceeded",
+    "BufferState",
+    "CannotStartThread",
+    "DeviceLost",
+    "Fence",
+    "FenceTimeout",
+    "FenceTracker",
+    "Frame",
+    "InvalidCopy",
+    "InvalidSource",
+    "InvalidSubmit",
+    "InvalidTexture",
+    "KiB",
+    "MemoryBudget",
+    "MiB",
+    "OutOfMemory",
+    "PoolClosed",
+    "QueueClosed",
+    "RangeReleased",
+    "RangesStillAlive",
+    "RingClosed",
+    "StagingBuffer",
+    "StagingError",
+    "StagingRing",
+    "StagingStats",
+    "StallTimeout",
+    "UnsupportedTexture",
+    "UnsupportedVersion",
+    "UploadCancelled",
+    "ViewStillAlive",
+    "WrongLoop",
+    "request_device",
+]
+
+_HOMES = ("allocation", "batch", "budget", "devices", "engine.buffer", "errors", "fences", "ring", "stats")
+"""The modules that the public names come from."""
 
 
 def __getattr__(name: str) -> Any:
     """All public names, and wgpu and NumPy with them, when the first is asked for: `aiostage --help` needs none."""
-    if name.startswith("_") and name != "__all__":
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    names = import_module("._names", __name__)
-    found = globals()
-    found.update({public: getattr(names, public) for public in names.__all__}, __all__=names.__all__)
-    try:
-        return found[name]  # the modules of the library too
-    except KeyError:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}") from None
+    if name in __all__:
+        found = globals()
+        for home in _HOMES:
+            module = vars(import_module(f".{home}", __name__))
+            found.update({public: module[public] for public in __all__ if public in module})
+        return found[name]
+    if not name.startswith("_"):
+        try:
+            return import_module(f".{name}", __name__)  # as `aiostage.errors`, without an import of its own
+        except ModuleNotFoundError as error:
+            if error.name != f"{__name__}.{name}":
+                raise
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__getattr__("__all__")})
+    return sorted({*globals(), *__all__})

@@ -162,6 +162,13 @@ def options(
     """What stands before a command."""
 
 
+def parse(arguments: Sequence[str]) -> None:
+    """Only look whether there is such a command, and whether it takes these; typer's errors say what is wrong."""
+    name, *others = arguments
+    group: Any = typer.main.get_command(build())
+    group.commands[name].make_context(name, others)
+
+
 def run(arguments: Sequence[str]) -> int:
     """Parse and run. Not by way of typer's `main`, whose ends are others than those of `status`."""
     app = build()
@@ -177,6 +184,6 @@ def run(arguments: Sequence[str]) -> int:
     except Exception as error:
         if not hasattr(error, "format_message"):  # typer's errors have it, whose home differs between its releases
             raise
-        where = getattr(getattr(error, "ctx", None), "command_path", NAME)
-        hint = f"(see {where} --help)"
-        raise UsageError(f"{error.format_message().rstrip('.')} {hint}") from None
+        is_of_command = any(arguments[0] == command.__name__ for command, _ in COMMANDS)
+        where = f"{NAME} {arguments[0]}" if is_of_command else NAME
+        raise UsageError(f"{error.format_message().rstrip('.')} (see {where} --help)") from None
