@@ -71,13 +71,13 @@ def doctor(
 
 
 def inspect(
-    files: Annotated[list[str], typer.Argument(metavar="FILE...", help="KTX2 or DDS.", show_default=False)],
+    files: Annotated[list[str], typer.Argument(metavar="FILE", hidden=True)],
     srgb: Annotated[bool, typer.Option("--srgb", help="As with srgb=True: an sRGB texture.")] = False,
     linear: Annotated[bool, typer.Option("--linear", help="As with srgb=False: a linear one.")] = False,
     no_expand: Annotated[bool, typer.Option("--no-expand", help="As with expand=False.")] = False,
     json: Json = False,
 ) -> int:
-    """What is in texture files, and whether they load here."""
+    """What is in KTX2 and DDS files, and whether they load here."""
     from . import inspection
 
     if srgb and linear:
@@ -89,12 +89,12 @@ def inspect(
 def demo(
     images: Annotated[
         list[Path] | None,
-        typer.Argument(parser=path, metavar="[IMAGE|DIR]...", help="Default: scikit-image's own photographs."),
+        typer.Argument(parser=path, metavar="IMAGE|DIR", hidden=True),
     ] = None,
     frames: Annotated[int, typer.Option(parser=count, metavar="N", help="To draw, at least.")] = _DEFAULT.frames,
     ring_count: Annotated[int, typer.Option(parser=count, metavar="N", help="Buffers.")] = _DEFAULT.ring_count,
     buffer_size: Annotated[
-        int, typer.Option(parser=size, metavar="BYTES", help="256K, 1M, …", show_default="1M")
+        int, typer.Option(parser=size, metavar="BYTES", help="256K, 1M, … Default: 1M.", show_default=False)
     ] = _DEFAULT.buffer_size,
     coroutines: Annotated[
         int, typer.Option(parser=count, metavar="N", help="That decode and upload.")
@@ -103,7 +103,10 @@ def demo(
     window: Annotated[bool, typer.Option("--window", help="Draw in a window instead of offscreen.")] = False,
     json: Json = False,
 ) -> int:
-    """Stream photographs to the GPU and verify every byte."""
+    """Stream photographs to the GPU and verify every byte.
+
+    Without images these are scikit-image's own photographs.
+    """
     require("demo", DEMO_MODULES if images else DEMO_MODULES | SAMPLE_MODULES)
     from .demo import app
 
@@ -112,7 +115,7 @@ def demo(
     )
 
 
-def bench(arguments: Annotated[list[str] | None, typer.Argument(metavar="NAME...")] = None) -> int:
+def bench(arguments: Annotated[list[str] | None, typer.Argument(metavar="NAME")] = None) -> int:
     """Run the benchmarks of a source checkout."""
     from . import checkout
 
