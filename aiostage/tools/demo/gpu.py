@@ -32,6 +32,8 @@ def find_adapter() -> Any:
         adapter = wgpu.gpu.request_adapter_sync(power_preference="high-performance")
     except RuntimeError as error:
         raise UsageError(NO_ADAPTER) from error
+    except ValueError as error:  # its name was given, and is nobody's
+        raise UsageError(f"WGPUPY_WGPU_ADAPTER_NAME: {error}") from error
     if adapter is None:
         raise UsageError(NO_ADAPTER)
     return adapter
