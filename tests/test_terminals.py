@@ -7,7 +7,6 @@ import os
 import re
 import shlex
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -275,26 +274,29 @@ def test_ctrl_c_in_the_middle_is_status_130_without_a_word(options: list[str]) -
 
 
 def test_ctrl_c_leaves_a_document_of_the_demo_so_far(tmp_path: Path) -> None:
-    command = [sys.executable, *CLI, "demo", "--frames", "100000", "--output", str(tmp_path), "--json"]
-    process = subprocess.Popen(
-        command,
-        cwd=ROOT,
-        env=os.environ | {"PYTHONASYNCIODEBUG": ""},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-    )
-    with process:
-        while process.poll() is None and len(os.listdir(f"/proc/{process.pid}/task")) < 6:  # its threads are at work
-            time.sleep(0.05)
-        time.sleep(2)
-        process.send_signal(signal.SIGINT)
-        stdout, stderr = process.communicate(timeout=60)
-    assert (process.returncode, stderr) == (130, "")
-    document = json.loads(stdout)
+    """It interrupts itself as its second round begins."""
+    Image.effect_noise((300, 200), 50).save(tmp_path / "noise.png")
+    arguments = ["demo", str(tmp_path / "noise.png"), "--frames", "8", "--output", str(tmp_path), "--json"]
+    code = f"""if True:
+        import os, signal, sys
+        from aiostage.tools import cli
+        from aiostage.tools.demo.stream import Streamer
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        round = Streamer.round
+        async def interrupted(self, level):
+            if level == 1:
+                os.kill(os.getpid(), signal.SIGINT)
+            return await round(self, level)
+        Streamer.round = interrupted
+        sys.exit(cli.main({arguments!r}))
+    """
+    ended = python("-c", code)
+    assert (ended.returncode, ended.stderr) == (130, "")
+    document = json.loads(ended.stdout)
     assert document["interrupted"] is True
     assert document["verified"] is None
+    assert document["pictures"] == []
+    assert document["uploads"] >= 2
 
 
 # -- documents --
