@@ -5,11 +5,15 @@ from __future__ import annotations
 import asyncio
 import importlib
 import sys
+from contextlib import nullcontext, redirect_stdout
 
-from aiostage.tools.cli import Parser, exit_status, require
+from aiostage.tools.arguments import Parser
+from aiostage.tools.printing import print_document
+from aiostage.tools.status import exit_status, require
 
 from . import machine
 
+SCHEMA = "aiostage.bench/1"
 NAMES = (
     "fences",
     "costs",
@@ -35,6 +39,7 @@ def main() -> None:
     )
     parser.add_argument("--quick", action="store_true", help="fewer repetitions; all of them in under two minutes")
     parser.add_argument("--uvloop", action="store_true", help="on uvloop in place of asyncio's own loop")
+    parser.add_argument("--json", action="store_true", help="one JSON document on stdout, the tables on stderr")
     machine.add_arguments(parser)
     if len(sys.argv) == 1:
         parser.print_help()
@@ -59,12 +64,16 @@ def main() -> None:
         import uvloop
 
         runner = uvloop.run
-    for name in names:
-        device = machine.open_device(arguments.software)
-        print(f"{name} on {device.adapter.summary}", flush=True)
-        kind = f"{name}-uvloop" if arguments.uvloop else name
-        figures = runner(importlib.import_module(f".{name}", __package__).run(device, arguments.quick))
-        machine.save(arguments.out, kind, device, figures)
+    measured = {}
+    with redirect_stdout(sys.stderr) if arguments.json else nullcontext():
+        for name in names:
+            device = machine.open_device(arguments.software)
+            print(f"{name} on {device.adapter.summary}", flush=True)
+            kind = f"{name}-uvloop" if arguments.uvloop else name
+            measured[kind] = runner(importlib.import_module(f".{name}", __package__).run(device, arguments.quick))
+            machine.save(arguments.out, kind, device, measured[kind])
+    if arguments.json:
+        print_document(SCHEMA, {"machine": machine.describe(device), "figures": measured})
 
 
 if __name__ == "__main__":

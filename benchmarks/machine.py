@@ -18,7 +18,7 @@ from wgpu.backends.wgpu_native import lib_version_info
 
 import aiostage
 from aiostage.tools.demo.gpu import find_adapter
-from aiostage.tools.demo.options import UsageError
+from aiostage.tools.status import UsageError
 
 RESULTS = Path(__file__).parent / "results"
 

@@ -11,7 +11,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from aiostage.tools.cli import Parser, exit_status
+from aiostage.tools.arguments import Parser
+from aiostage.tools.status import exit_status
 
 from . import costs, fences, gfx, lag, pools, since, soak, textures, throughput
 from .machine import RESULTS

@@ -13,7 +13,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from aiostage.tools.cli import Parser, exit_status
+from aiostage.tools.arguments import Parser
+from aiostage.tools.status import exit_status
 
 from . import machine
 from .one_checkout import SIZES

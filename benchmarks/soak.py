@@ -29,8 +29,8 @@ import wgpu
 import aiostage
 from aiostage import KiB, MiB
 from aiostage.threads import run_sync
-from aiostage.tools.cli import Parser, exit_status
-from aiostage.tools.demo.options import parse_count, parse_minutes
+from aiostage.tools.arguments import Parser, parse_count, parse_minutes
+from aiostage.tools.status import exit_status
 
 from . import machine
 from .arenas import LONGEST, Arenas, BufferArena, Checker, Expect, Region, TexelRegion, TextureArena

@@ -7,7 +7,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import elsewhere
 
-import aiostage
+import aiostage.typing
 
 project = "aiostage"
 author = "aiostage contributors"

@@ -12,7 +12,7 @@ from pathlib import Path
 import av
 import numpy as np
 
-from aiostage.tools.demo.options import UsageError
+from aiostage.tools.status import UsageError
 
 
 @dataclass(frozen=True)

@@ -25,9 +25,9 @@ from PIL import Image, ImageDraw, ImageFont
 
 import aiostage
 import aiostage.textures
-from aiostage.tools.cli import exit_status
 from aiostage.tools.demo import photos
 from aiostage.tools.demo.gpu import describe, find_adapter
+from aiostage.tools.status import exit_status
 
 SIDE = 512  # texels of a texture
 SHOWN = (6, 5, 4, 3, 2, 0)  # mip levels in the picture

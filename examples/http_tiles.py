@@ -25,7 +25,7 @@ from tile_map import MOST, TILE, Place, Tile, TileMap, add_options, decode, drag
 
 import aiostage
 from aiostage.streams import Upload, UploadQueue
-from aiostage.tools.demo.options import UsageError
+from aiostage.tools.status import UsageError
 
 AT_ONCE = 8  # tiles that are fetched
 LAYERS = MOST + AT_ONCE  # those that are seen, and those that had begun when they left

@@ -11,9 +11,10 @@ from typing import Any, NoReturn
 import anyio
 from PIL import Image
 
-from aiostage.tools.cli import Parser, exit_status
+from aiostage.tools.arguments import Parser
 from aiostage.tools.demo import photos
 from aiostage.tools.demo.gpu import describe, find_adapter
+from aiostage.tools.status import exit_status
 
 Main = Callable[..., Awaitable[Image.Image]]
 """Takes a device, and the options by name."""

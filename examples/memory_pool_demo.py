@@ -21,9 +21,9 @@ from PIL import Image, ImageDraw, ImageFont
 import aiostage
 from aiostage import KiB, MiB
 from aiostage.pools import BufferPool, BufferRange, PoolStatistics
-from aiostage.tools.cli import exit_status
 from aiostage.tools.demo import photos
 from aiostage.tools.demo.gpu import describe, find_adapter
+from aiostage.tools.status import exit_status
 
 BLOCK = 8 * MiB
 BLOCKS = 12  # that are filled at first

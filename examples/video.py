@@ -21,7 +21,7 @@ from PIL import Image
 
 import aiostage
 from aiostage.streams import feed, sources
-from aiostage.tools.demo.options import UsageError
+from aiostage.tools.status import UsageError
 
 DRAWN = ("yuv420p", "yuvj420p", "yuv422p", "yuvj422p", "yuv444p", "yuvj444p")  # other formats become yuv444p first
 MATRICES = {1: ("BT.709", 0.2126, 0.0722), 9: ("BT.2020", 0.2627, 0.0593)}  # by AVColorSpace, with Kr and Kb

@@ -21,9 +21,9 @@ from PIL import Image
 
 import aiostage
 from aiostage.streams import Upload, UploadQueue
-from aiostage.tools.cli import exit_status
 from aiostage.tools.demo import canvas as canvases
 from aiostage.tools.demo.gpu import find_adapter
+from aiostage.tools.status import exit_status
 
 SIDE, TILE, LEVELS = 1024, 64, 5  # texels of the picture and of a tile; mip levels, of which the last is one tile
 STEPS = 250

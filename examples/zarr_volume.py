@@ -24,9 +24,9 @@ from PIL import Image, ImageDraw, ImageFont
 
 import aiostage
 from aiostage.streams import sources
-from aiostage.tools.cli import exit_status
 from aiostage.tools.demo import photos
 from aiostage.tools.demo.gpu import describe, find_adapter
+from aiostage.tools.status import exit_status
 
 SIDE = 128  # voxels of the volume that is made
 CHUNK = 32

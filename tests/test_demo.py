@@ -19,9 +19,10 @@ from misuse_cases import LOOPS
 from PIL import Image
 
 from aiostage import MiB, StagingRing, tracing
+from aiostage.tools.arguments import parse_size
 from aiostage.tools.demo.app import Demo, create_texture
 from aiostage.tools.demo.mosaic import WIDTH, arrange
-from aiostage.tools.demo.options import Options, parse_size
+from aiostage.tools.demo.options import Options
 from aiostage.tools.demo.photos import decode, survey
 from aiostage.tools.demo.tiles import TILE, count_tiles, cut, interleave, plan, reassemble
 from aiostage.tools.demo.timeline import Recording

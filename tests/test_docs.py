@@ -22,7 +22,7 @@ from misuse_cases import LOOPS
 
 import aiostage
 from aiostage import textures
-from aiostage.tools import cli
+from aiostage.tools import commands
 from aiostage.tools.demo import photos
 
 ROOT = Path(__file__).parent.parent
@@ -116,7 +116,7 @@ def test_the_commands_of_the_migration_page_exist() -> None:
     for line in lines:
         program, *arguments = line.split()
         if program == "aiostage":
-            cli.build_parser().parse_args(arguments)
+            commands.parse(arguments)
             continue
         assert program == "./dev"
         assert f"cmd_{arguments[0]}()" in (ROOT / "dev").read_text()
@@ -202,4 +202,4 @@ def test_the_page_has_all_masks_with_a_format_of_webgpus() -> None:
 
 def test_the_commands_of_the_page_of_textures_exist() -> None:
     for line in re.findall(r"^\$ aiostage (.*)$", TEXTURES, re.MULTILINE):
-        cli.build_parser().parse_args(line.split())
+        commands.parse(line.split())

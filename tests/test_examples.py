@@ -31,7 +31,7 @@ from PIL import Image
 
 import aiostage
 from aiostage.streams import UploadQueue, sources
-from aiostage.tools.demo.options import UsageError
+from aiostage.tools.status import UsageError
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 TILE = 256

@@ -30,6 +30,8 @@ def name_of(path: Path) -> str:
 
 def room_of(module: str) -> str:
     first = module.split(".")[0]
+    if first == "__main__":
+        return "tools"
     if first in HALLS:
         return "hall"
     if first in NEIGHBOURS:

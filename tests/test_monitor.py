@@ -40,10 +40,10 @@ from aiostage import monitoring, opened
 from aiostage.holdups import WaitKind
 from aiostage.memory import StagingRingManager
 from aiostage.monitoring import samples, server, sockets
-from aiostage.tools.demo.options import UsageError
 from aiostage.tools.monitor import app, reading
 from aiostage.tools.monitor.history import History
 from aiostage.tools.monitor.view import View, plain_line
+from aiostage.tools.status import UsageError
 
 ROOT = Path(__file__).parent.parent
 

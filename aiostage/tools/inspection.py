@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import shutil
 import sys
@@ -20,7 +19,8 @@ from ..textures import TextureInfo
 from ..textures.stream import check_fits, open_source
 from ..textures.unpack import check_unpackable
 from .demo.gpu import describe, find_adapter
-from .demo.options import UsageError
+from .printing import printable, valid
+from .status import UsageError
 
 SCHEMA = "aiostage.inspect/1"
 """Of what `--json` prints; docs/textures.md describes it. What could make a reader stumble gets another number."""
@@ -41,8 +41,6 @@ class Report:
 
 def run(paths: Sequence[str], *, as_json: bool, srgb: bool | None, expand: bool) -> bool:
     """Print what is in these files; False if one of them does not load."""
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # a terminal that has no ×
     adapter = any_adapter()
     reports = (look(path, adapter, srgb, expand) for path in paths)
     if as_json:
@@ -162,16 +160,6 @@ def print_line(name: str, text: str, width: int | None) -> None:
         return
     wrapped = textwrap.wrap(text, max(width, _NARROWEST) - len(name), break_on_hyphens=False)
     print(name + f"\n{' ' * len(name)}".join(wrapped))
-
-
-def printable(text: str) -> str:
-    """Without what would move the cursor or change colours: names of files, and what is in them, are anybody's."""
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in valid(text))
-
-
-def valid(text: str) -> str:
-    """Bytes of a file's name that are no text, as `\\xff`."""
-    return text.encode(errors="surrogateescape").decode(errors="backslashreplace")
 
 
 # -- for programs --

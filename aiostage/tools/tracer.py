@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 
 from aiostage import tracing
-from aiostage.tools.demo.options import UsageError
+from aiostage.tools.status import UsageError
 
 VIEWER = "https://ui.perfetto.dev"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -14,12 +15,14 @@ from PIL import Image
 
 from aiostage import tracing
 
+from ..printing import print_document, valid
+from ..status import UsageError, first_cause
 from ..tracer import VIEWER
 from . import gpu, photos, report, timeline
 from .canvas import Canvas, check_window, open_offscreen, open_window
 from .mosaic import Mosaic
 from .observe import Observer
-from .options import Options, UsageError, first_cause
+from .options import Options
 from .stream import LEVELS, Progress, Streamer
 from .tiles import ROW_BYTES, TILE, TILE_BYTES, plan
 from .verify import differing
@@ -27,6 +30,7 @@ from .verify import differing
 FRAME_SECONDS = 1 / 60
 TRACE = "trace.json"
 MAX_TILES = 1024  # 256 MiB of texture
+SCHEMA = "aiostage.demo/1"
 LAST_FRAME_SAMPLES = 4  # a side: the picture that is kept is drawn with more care
 
 
@@ -48,6 +52,7 @@ class Demo:
         self.options = options
         self.observer: Observer | None = None
         self.progress = Progress(0)
+        self.coroutines = 0
         self.adapter: Any = None
         self._frame_drawn = anyio.Event()
         self._drawing = True
@@ -70,7 +75,8 @@ class Demo:
             await self._stream_and_draw()
             self._write_mosaic(await self._draw_last_frame())
         self._write_timeline()
-        report.print_statistics(self.observed, self.progress, self.coroutines)
+        if not options.as_json:
+            report.print_statistics(self.observed, self.progress, self.coroutines)
         return await self._verify()
 
     @property
@@ -96,7 +102,7 @@ class Demo:
         canvas = self._open_canvas()
         await self._draw_frame(canvas, 0.0)  # compiles the shader, before the clock starts
         observer = self.observer = Observer(self.ring.stats_nowait)
-        reporter = report.Reporter(observer, self.progress, self.options.frames)
+        reporter = report.Reporter(observer, self.progress, self.options.frames, self.options.as_json)
         with tracing.trace(self.options.output / TRACE), reporter.display():
             async with anyio.create_task_group() as watchers:
                 watchers.start_soon(observer.sample_for_ever)
@@ -171,7 +177,7 @@ class Demo:
         return image
 
     def _write_mosaic(self, image: npt.NDArray[np.uint8]) -> None:
-        photos.write(Image.fromarray(image).convert("RGB"), self.options.output / "mosaic.png")
+        photos.write(Image.fromarray(image).convert("RGB"), self.pictures[0])
 
     def _write_timeline(self) -> None:
         stats = self.observed.latest
@@ -184,21 +190,45 @@ class Demo:
             f"meanwhile; {gpu.describe(self.adapter)}"
         )
         picture = timeline.draw(tracing.load(self.options.output / TRACE), title, subtitle)
-        photos.write(picture, self.options.output / "timeline.png")
+        photos.write(picture, self.pictures[1])
 
     async def _verify(self) -> int:
         wrong = await differing(self.device, self.texture, self.photos, self.planned)
+        if self.options.as_json:
+            self._print_document(len(wrong))
+            return 1 if wrong else 0
         total = f"{self.progress.tiles} tiles, {report.mib(self.progress.tiles * TILE_BYTES)}"
         if wrong:
             where = ", ".join(f"{self.photos[tile.photo].path.name} at {tile.x},{tile.y}" for tile in wrong[:3])
             print(f"DIFFERENT {len(wrong)} of {total} do not read back as sent: {where}{' …' * (len(wrong) > 3)}")
         else:
             print(f"verified  every byte of the texture ({total}) equals the photographs")
-        print(f"pictures  {self.options.output / 'mosaic.png'}, {self.options.output / 'timeline.png'}")
+        print(f"pictures  {', '.join(map(str, self.pictures))}")
         print(f"trace     {self.options.output / TRACE}, to be opened at {VIEWER}")
         return 1 if wrong else 0
 
+    @property
+    def pictures(self) -> list[Path]:
+        return [self.options.output / name for name in ("mosaic.png", "timeline.png")]
+
+    def _print_document(self, differing: int | None) -> None:
+        """`differing`: tiles that do not read back as sent; None if nobody looked."""
+        progress = self.progress
+        fields = report.figures(self.observed, progress, self.coroutines)
+        about = {
+            "adapter": gpu.as_document(self.adapter),
+            "photographs": len(self.photos),
+            "tiles": progress.tiles,
+            "interrupted": differing is None,
+            "verified": None if differing is None else differing == 0,
+            "differing": differing,
+            "pictures": [] if differing is None else [valid(str(picture)) for picture in self.pictures],
+        }
+        print_document(SCHEMA, about | fields)
+
     def tell_beginning(self) -> None:
+        if self.options.as_json:
+            return
         count, tiles, rounds = len(self.photos), self.progress.tiles, len(LEVELS)
         print(
             f"{count} photograph{'s' * (count > 1)}, {tiles} tiles of {TILE}×{TILE}, {rounds} rounds from coarse to "
@@ -207,6 +237,10 @@ class Demo:
         )
 
     def tell_interrupted(self) -> None:
+        if self.options.as_json:
+            if self.observer is not None:
+                self._print_document(None)
+            return
         print("interrupted")
         if self.observer is not None:
             report.print_statistics(self.observer, self.progress, self.coroutines)

@@ -11,7 +11,7 @@ import sys
 import warnings
 from typing import Any
 
-from .options import UsageError
+from ..status import UsageError
 
 
 class DrawCancelled(Exception):

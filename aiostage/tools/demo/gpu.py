@@ -17,7 +17,7 @@ import wgpu
 
 from ...errors import StagingError
 from ...ring import StagingRing
-from .options import UsageError
+from ..status import UsageError
 from .tiles import TEXEL, Pixels
 
 NO_ADAPTER = "no usable GPU adapter found (on Debian, software Vulkan: apt-get install mesa-vulkan-drivers libvulkan1)"
@@ -32,14 +32,30 @@ def find_adapter() -> Any:
         adapter = wgpu.gpu.request_adapter_sync(power_preference="high-performance")
     except RuntimeError as error:
         raise UsageError(NO_ADAPTER) from error
+    except ValueError as error:  # its name was given, and is nobody's
+        raise UsageError(f"WGPUPY_WGPU_ADAPTER_NAME: {error}") from error
     if adapter is None:
         raise UsageError(NO_ADAPTER)
     return adapter
 
 
 def describe(adapter: Any) -> str:
+    return describe_document(as_document(adapter))
+
+
+def as_document(adapter: Any) -> dict[str, str]:
+    """What a JSON document says of an adapter."""
     info = adapter.info
-    return f"{info['device']} ({info['adapter_type']}, {info['backend_type']})"
+    return {
+        "name": info["device"],
+        "type": info["adapter_type"],
+        "backend": info["backend_type"],
+        "driver": info["description"],
+    }
+
+
+def describe_document(adapter: dict[str, Any]) -> str:
+    return f"{adapter['name']} ({adapter['type']}, {adapter['backend']})"
 
 
 @asynccontextmanager
@@ -53,9 +69,9 @@ async def open_ring(device: Any, ring_count: int | None, buffer_size: int | None
         yield ring
 
 
-def memory_kind(ring: StagingRing) -> str:
-    """Where an open ring's staging memory lies."""
-    return "host-cached memory" if ring.host_cached else "MAP_WRITE memory: fast to write, may be slow to read"
+def memory_kind(host_cached: bool) -> str:
+    """Where a ring's staging memory lies."""
+    return "host-cached memory" if host_cached else "MAP_WRITE memory: fast to write, may be slow to read"
 
 
 def open_device(adapter: Any, layers: int) -> Any:

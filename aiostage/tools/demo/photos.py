@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from .options import UsageError
+from ..status import UsageError
 from .tiles import count_tiles
 
 Pixels = npt.NDArray[np.uint8]

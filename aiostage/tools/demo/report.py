@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import anyio
-from rich.console import Console, Group
+from rich.console import Group
 from rich.live import Live
 from rich.panel import Panel
 from rich.progress_bar import ProgressBar
@@ -15,6 +16,7 @@ from rich.text import Text
 
 import aiostage
 
+from ..printing import may_escape, open_console
 from .observe import Observer, Sample
 from .stream import LEVELS, Progress
 
@@ -37,24 +39,24 @@ def ms(seconds: float) -> str:
 class Reporter:
     """Follows one run. The display reads snapshots only, so that rich may draw it from a thread of its own."""
 
-    def __init__(self, observer: Observer, progress: Progress, frames: int) -> None:
+    def __init__(self, observer: Observer, progress: Progress, frames: int, is_quiet: bool) -> None:
         self._observer, self._progress, self._frames = observer, progress, frames
-        self._console = Console()
+        self._is_quiet, self._is_live = is_quiet, may_escape() and not is_quiet
         self._mark = (0.0, 0)  # time and bytes when the rate was last asked for
         self._rate = 0.0
 
     @contextmanager
     def display(self) -> Iterator[None]:
-        """Show the live display while inside; nothing where stdout is no terminal."""
-        if not self._console.is_terminal:
+        """Show the live display while inside; nothing where stdout is no terminal that can move its cursor."""
+        if not self._is_live:
             yield
             return
-        with Live(console=self._console, get_renderable=self._render, refresh_per_second=10):
+        with Live(console=open_console(), get_renderable=self._render, refresh_per_second=10):
             yield
 
     async def print_for_ever(self) -> None:
-        """Print a line a second; nothing on a terminal, which has the live display."""
-        while not self._console.is_terminal:
+        """Print a line a second; nothing beside the live display."""
+        while not (self._is_live or self._is_quiet):
             await anyio.sleep(LINE_SECONDS)
             print(self._line(), flush=True)
 
@@ -107,20 +109,40 @@ def history(samples: list[Sample], index: int) -> Text:
     return text
 
 
+def figures(observer: Observer, progress: Progress, coroutines: int) -> dict[str, Any]:
+    """The run in figures, as they are in the document of `--json`. Times are in seconds."""
+    stats = observer.latest
+    return {
+        "ring": {"ring_count": stats.ring_count, "buffer_size": stats.buffer_size},
+        "coroutines": coroutines,
+        "uploads": progress.uploads,
+        "nbytes": progress.bytes,
+        "frames": progress.frames,
+        "seconds": max(observer.clock(), 1e-9),
+        "stalls": {
+            "allocations": stats.allocations_total,
+            "waited": stats.buffer_stalls,
+            "seconds": stats.stall_seconds,
+        },
+        "submits": stats.submits,
+        "fences": {"p50": stats.fence_latency_p50, "p99": stats.fence_latency_p99},
+        "loop_lag": {"p50": observer.lag(50), "p99": observer.lag(99), "max": observer.lag(100)},
+    }
+
+
 def print_statistics(observer: Observer, progress: Progress, coroutines: int) -> None:
     """The run in figures."""
-    stats, seconds = observer.latest, max(observer.clock(), 1e-9)
-    memory = f"{stats.ring_count} × {mib(stats.buffer_size)} of staging memory"
-    lag = f"p50 {ms(observer.lag(50))}, p99 {ms(observer.lag(99))}, max {ms(observer.lag(100))}"
-    stalls = f"{stats.buffer_stalls} suspensions of an allocation, {stats.stall_seconds:.2f} s together"
+    run = figures(observer, progress, coroutines)
+    ring, seconds, stalls, fences, lag = (run[name] for name in ("ring", "seconds", "stalls", "fences", "loop_lag"))
+    memory = f"{ring['ring_count']} × {mib(ring['buffer_size'])} of staging memory"
     rows = {
-        "uploads": f"{progress.uploads} tiles, {mib(progress.bytes)}, by {coroutines} coroutines through {memory}",
-        "rate": f"{progress.bytes / seconds / 1e6:.1f} MB/s over {seconds:.2f} s",
-        "frames": f"{progress.frames} drawn, {progress.frames / seconds:.1f} per second",
-        "stalls": stalls,
-        "submits": f"{stats.submits} with {stats.allocations_total} allocations",
-        "fences": f"p50 {ms(stats.fence_latency_p50)}, p99 {ms(stats.fence_latency_p99)} from submit to completion",
-        "loop lag": lag,
+        "uploads": f"{run['uploads']} tiles, {mib(run['nbytes'])}, by {coroutines} coroutines through {memory}",
+        "rate": f"{run['nbytes'] / seconds / 1e6:.1f} MB/s over {seconds:.2f} s",
+        "frames": f"{run['frames']} drawn, {run['frames'] / seconds:.1f} per second",
+        "stalls": f"{stalls['waited']} suspensions of an allocation, {stalls['seconds']:.2f} s together",
+        "submits": f"{run['submits']} with {stalls['allocations']} allocations",
+        "fences": f"p50 {ms(fences['p50'])}, p99 {ms(fences['p99'])} from submit to completion",
+        "loop lag": f"p50 {ms(lag['p50'])}, p99 {ms(lag['p99'])}, max {ms(lag['max'])}",
     }
     for name, text in rows.items():
         print(f"{name:<9} {text}", flush=True)

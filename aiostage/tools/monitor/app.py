@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from ..demo.options import UsageError
+from ..status import UsageError
 from .history import History
 from .reading import Program, is_running, open_program
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from ...errors import CannotServe
 from ...monitoring import sockets
 from ...monitoring.samples import SCHEMA
-from ..demo.options import UsageError
+from ..status import UsageError
 
 _PATIENCE = 3.0
 """Seconds for a program to say hello: something may hold its interpreter."""
