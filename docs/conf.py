@@ -1,7 +1,9 @@
 # Settings of the documentation that `./dev docs` builds, from packages alone: no network at build time.
+import re
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -44,3 +46,12 @@ pygments_dark_style = "github-dark"  # furo's own underlines imports, as if they
 html_static_path = ["_static"]
 html_css_files = ["custom.css"]
 html_title = f"aiostage {version}"
+
+
+def part_fields(app: Any, what: str, name: str, about: Any, options: Any, lines: list[str]) -> None:
+    """Short docstrings say `What it does. :raises Error: why` in one line; a field is one only in a line of its own."""
+    lines[:] = re.sub(r"(?<=\S) (?=:raises [\w., ]+:)", "\n\n", "\n".join(lines)).split("\n")
+
+
+def setup(app: Any) -> None:
+    app.connect("autodoc-process-docstring", part_fields)
