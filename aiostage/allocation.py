@@ -278,8 +278,11 @@ def texel_layout(size: Extent, format: str, aspect: str = "all") -> TexelLayout:
     :raises ValueError: the format or aspect cannot be written by a copy, or the size is not positive.
     """
     block = texel_block(format, aspect)
-    width, height, layers = extent = as_extent(size)
-    if min(extent) == 0:
+    try:
+        width, height, layers = as_extent(size)
+    except InvalidCopy as error:
+        raise ValueError(str(error)) from None  # nothing is copied yet
+    if not (width and height and layers):
         raise ValueError(f"size must be one to three positive numbers, not {size!r}")
     columns, rows = -(-width // block.width), -(-height // block.height)
     stride = padded_row(columns * block.nbytes)

@@ -180,8 +180,10 @@ def page(example: Example, result: Result, helpers: list[str], examples: Path) -
     source = examples / example.file
     settings = "".join(f"{name}={value} " for name, value in example.environment.items())
     command = f"{settings}python examples/{example.file} {example.options}".rstrip()
-    imported = set(re.findall(r"^(?:import|from) (\w+)", source.read_text(), re.MULTILINE))
-    files = [example.file, *(file for file in helpers if Path(file).stem in imported)]
+    files = [example.file]
+    for file in files:  # which grows: helpers have helpers
+        imported = set(re.findall(r"^(?:import|from) (\w+)", (examples / file).read_text(), re.MULTILINE))
+        files += [helper for helper in helpers if Path(helper).stem in imported and helper not in files]
     shown = PAGE.format(**{**asdict(example), **asdict(result)}, text=text_of(source), command=command)
     return shown + "".join(SOURCE.format(file=file) for file in files)
 

@@ -569,7 +569,7 @@ from aiostage.data.files import FileRange
 
 async def main():
     adapters = wgpu.gpu.enumerate_adapters_sync()
-    device = next(a for a in adapters if a.info["adapter_type"] == "CPU").request_device_sync()
+    device = next(a for a in adapters if a.info["backend_type"] == "Vulkan").request_device_sync()
     buffer = device.create_buffer(size=3 << 20, usage=wgpu.BufferUsage.COPY_DST)
     ring = aiostage.StagingRing(device, 2, 65536)
     await ring.open()

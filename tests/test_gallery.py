@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from aiostage.tools import cli
+from aiostage.tools import commands
 
 ROOT = Path(__file__).parent.parent
 
@@ -54,7 +54,7 @@ def test_what_is_shown_elsewhere_is_named_there() -> None:
 @pytest.mark.parametrize("helper", HELPERS)
 def test_a_helper_is_imported_by_an_example_that_is_shown(helper: str) -> None:
     name = Path(helper).stem
-    sources = [(gallery.EXAMPLES / example.file).read_text() for example in SHOWN]
+    sources = [(gallery.EXAMPLES / file).read_text() for file in (*(example.file for example in SHOWN), *HELPERS)]
     assert any(f"import {name}\n" in source or f"from {name} import" in source for source in sources)
 
 
@@ -69,7 +69,7 @@ def test_an_example_begins_with_a_sentence_that_fits_a_card(example: Any) -> Non
 def test_an_example_has_the_options_that_the_gallery_gives_it(example: Any) -> None:
     given = [word for word in shlex.split(example.options) if word.startswith("-")]
     if example.file == "staging_ring_demo.py":
-        cli.build_parser().parse_args(["demo", *shlex.split(example.options)])
+        commands.parse(["demo", *shlex.split(example.options)])
         return
     tree = ast.parse((gallery.EXAMPLES / example.file).read_text())
     calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]

@@ -28,7 +28,7 @@ import aiostage
 from aiostage import KiB
 from aiostage.data import lazy
 from aiostage.data.arrays import as_array, is_indexed
-from aiostage.streams import sources
+from aiostage.streams import feed, sources
 
 OpenRing = Callable[..., Any]
 Target = Callable[[int], wgpu.GPUBuffer]
@@ -879,7 +879,8 @@ PAGE = Path(__file__).parent.parent / "docs" / "sources.md"
 
 
 def test_each_row_of_the_page_has_a_test() -> None:
-    rows = [line for line in PAGE.read_text().splitlines() if line.startswith("| ")][2:]
+    table = PAGE.read_text().split("| source | copies before staging |")[1].split("\n\n")[0]
+    rows = [line for line in table.splitlines() if line.startswith("| ")][1:]
     assert len(rows) > 10
     for row in rows:
         assert row.split("`")[-2] in globals(), row
@@ -897,11 +898,17 @@ async def test_what_the_page_does_with_other_libraries_runs(
         "frame": av.VideoFrame(64, 32, "nv12"),
         "luma_texture": new_texture(device, "r8unorm", (64, 32, 1)),
         "chroma_texture": new_texture(device, "rg8unorm", (32, 16, 1)),
+        "feed": feed,
+        "container": types.SimpleNamespace(decode=lambda video: [av.VideoFrame(64, 32, "yuv420p") for _ in range(5)]),
+        "render": lambda encoder: None,
+        "y": new_texture(device, "r8unorm", (64, 32, 1)),
+        "u": new_texture(device, "r8unorm", (32, 16, 1)),
+        "v": new_texture(device, "r8unorm", (32, 16, 1)),
         "camera": types.SimpleNamespace(position=(1, 2, 3)),
         "textures": [new_texture(device, "r8unorm", (50, 36, 40), dimension="3d") for _ in range(3)],
     }
     found = re.findall(r"```py\n(.*?)```", PAGE.read_text(), re.DOTALL)
-    assert len(found) == 2
+    assert len(found) == 3
     for block in found:
         await types.FunctionType(compile(block, str(PAGE), "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT), names)()
 

@@ -171,7 +171,8 @@ async def test_a_ring_that_was_told_its_size_keeps_it(monkeypatch: pytest.Monkey
 
 
 def test_importing_it_brings_in_no_event_loop_and_none_of_the_parts_beside_the_ring() -> None:
-    code = "import sys, wgpu, numpy, anyio; old = set(sys.modules); import aiostage; print(*set(sys.modules) - old)"
+    code = "import sys, wgpu, numpy, anyio; old = set(sys.modules); import aiostage; aiostage.StagingRing; "
+    code += "print(*set(sys.modules) - old)"
     loaded = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
     assert "aiostage.ring" in loaded
     assert not {"asyncio", "trio", "uvloop", "aiostage.textures", "aiostage.pools", "aiostage.tools"} & set(loaded)
