@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 from weakref import WeakSet
 
 import anyio
+import wgpu
 
 from . import exits
 from .budget import MiB
@@ -28,6 +29,7 @@ from .exits import holding
 from .gpu.device import connect
 from .portal import Portal
 from .ring import StagingRing
+from .typing import BufferDestination, Data, DataLayout, Extent, TextureDestination
 
 if TYPE_CHECKING:
     from .pools.pool import BufferPool
@@ -53,7 +55,14 @@ class StagingRingManager:
     Nothing is created before `initialize` (or `with`). The thread and its loop end with `close` or the interpreter.
     """
 
-    def __init__(self, ring_count: int = 3, buffer_size: int = 8 * MiB, *, device: Any = None, **options: Any) -> None:
+    def __init__(
+        self,
+        ring_count: int = 3,
+        buffer_size: int = 8 * MiB,
+        *,
+        device: wgpu.GPUDevice | None = None,
+        **options: Any,
+    ) -> None:
         self.device = device
         """The GPUDevice; None before `initialize`, unless one was given."""
         self._options: dict[str, Any] = {"ring_count": ring_count, "buffer_size": buffer_size} | options
@@ -104,12 +113,12 @@ class StagingRingManager:
 
     def upload(
         self,
-        destination: Any,
-        data: Any,
+        destination: BufferDestination | wgpu.GPUTexture | TextureDestination,
+        data: Data,
         offset: int = 0,
         *,
-        data_layout: Mapping[str, int] | None = None,
-        size: Any = None,
+        data_layout: DataLayout | None = None,
+        size: int | Extent | None = None,
         atomic: bool = False,
     ) -> int:
         """Copy `data` to a buffer or texture. On return it may be reused, and the copy was submitted.
@@ -282,8 +291,6 @@ async def _wait(ring: StagingRing, value: int | None, timeout: float | None) -> 
 
 def default_device() -> Any:
     """A new device of the adapter that wgpu calls high-performance, or None where there is no adapter."""
-    import wgpu
-
     try:
         adapter = wgpu.gpu.request_adapter_sync(power_preference="high-performance")
     except RuntimeError:

@@ -243,7 +243,8 @@ class _Loop:
         self.answers = 0  # so far
         self._trace = trace
         self._process = native.trace_process(trace, f"event loop {number}")
-        self._tracks: dict[ref[Any], Track] = {}  # of tasks
+        self._tracks: dict[int, Track] = {}  # of tasks, by id
+        self._watching: dict[int, ref[Any]] = {}  # that say when these are gone
         self._free: dict[str, list[Track]] = {}  # of tasks that are gone, by their names
         self._nobody: Track | None = None
         self._waits = False  # for it to answer
@@ -270,7 +271,7 @@ class _Loop:
             if self._nobody is None:
                 self._nobody = self._new("no task")
             return self._nobody
-        track = self._tracks.get(ref(task))
+        track = self._tracks.get(id(task))
         return self._add(task) if track is None else track
 
     def _add(self, task: Any) -> Track:
@@ -279,13 +280,14 @@ class _Loop:
             name = "a task"  # nobody named it
         free = self._free.setdefault(name, [])
         track = free.pop() if free else self._new(name)
-        self._tracks[ref(task, partial(self._let_go, free))] = track
+        key = id(task)
+        self._watching[key] = ref(task, partial(self._let_go, free, key))
+        self._tracks[key] = track
         return track
 
-    def _let_go(self, free: list[Track], task: ref[Any]) -> None:
-        track = self._tracks.pop(task, None)
-        if track is not None:
-            free.append(track)
+    def _let_go(self, free: list[Track], key: int, task: ref[Any]) -> None:
+        del self._watching[key]
+        free.append(self._tracks.pop(key))
 
     def _new(self, name: str) -> Track:
         return native.trace_track(self._trace, self._process, json.dumps(name[:TITLE])[1:-1])

@@ -58,12 +58,12 @@ class GpuArray:
         return int(math.prod(self.shape) * self.dtype.itemsize)
 
     @property
-    def buffer(self) -> Any:
+    def buffer(self) -> wgpu.GPUBuffer:
         """The wgpu.GPUBuffer. :raises WrongWorker: on another worker. :raises TypeError: it is in a texture."""
         return self._of(wgpu.GPUBuffer)
 
     @property
-    def texture(self) -> Any:
+    def texture(self) -> wgpu.GPUTexture:
         """The wgpu.GPUTexture. :raises WrongWorker: on another worker. :raises TypeError: it is in a buffer."""
         return self._of(wgpu.GPUTexture)
 

@@ -10,9 +10,9 @@ take some knowledge of pygfx:
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 from weakref import WeakValueDictionary
 
 import anyio
@@ -24,6 +24,7 @@ from ..data.arrays import as_array, is_lazy
 from ..data.formats import numpy_layout
 from ..errors import InvalidCopy, WrongDevice
 from ..threads import run_now, run_sync
+from ..typing import Data
 from . import private, regions
 
 if TYPE_CHECKING:
@@ -39,6 +40,16 @@ _AT_ONCE = 64 * 1024
 
 _streams: WeakValueDictionary[tuple[int, int], TextureStream | BufferStream] = WeakValueDictionary()
 """By the ids of ring and resource, which live as long as their stream."""
+
+
+@overload
+async def attach(ring: StagingRing, resource: pygfx.Texture) -> TextureStream: ...
+
+
+@overload
+async def attach(  # type: ignore[overload-cannot-match] # mypy is not shown pygfx's types
+    ring: StagingRing, resource: pygfx.Buffer
+) -> BufferStream: ...
 
 
 async def attach(ring: StagingRing, resource: Any) -> Any:
@@ -117,7 +128,7 @@ class TextureStream(_Stream):
     _twin: Any = None
     """Of a texture with mipmaps: what it will have, before anybody may see it."""
 
-    async def write(self, array: Any, offset: Any = (0, 0, 0), size: Any = None) -> Fence:
+    async def write(self, array: Data, offset: Sequence[int] = (0, 0, 0), size: Sequence[int] | None = None) -> Fence:
         """Upload texels. The next draw after this has returned shows all of them, any draw before it all or none.
 
         Mipmaps follow in the same submit. If the texture has data on the CPU, those are changed as well, before this
@@ -173,7 +184,7 @@ class TextureStream(_Stream):
 class BufferStream(_Stream):
     """Writes to a `gfx.Buffer`. Made by `attach`."""
 
-    async def write(self, array: Any, offset: int = 0, size: int | None = None) -> Fence:
+    async def write(self, array: Data, offset: int = 0, size: int | None = None) -> Fence:
         """Upload items. The next draw after this has returned shows all of them, any draw before it all or none.
 
         If the buffer has data on the CPU, those are changed as well, before this returns, and with them what pygfx
