@@ -456,6 +456,24 @@ async def test_the_data_follow_and_what_is_computed_from_them(ring: aiostage.Sta
     assert (points.get_bounding_box()[1] == 7).all()
 
 
+@pytest.mark.parametrize("shape", [(1500, 2000, 4), (12, 600, 800)], ids=str)
+async def test_large_data_follow_by_several_threads(
+    shape: tuple[int, ...], ring: aiostage.StagingRing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("aiostage.pygfx.stream.os.cpu_count", lambda: 4)
+    texels = np.random.default_rng(5).integers(0, 255, shape, np.uint8)
+    texture = gfx.Texture(np.zeros_like(texels), dim=2 if shape[-1] == 4 else 3)
+    stream = await attach(ring, texture)
+    await stream.write(texels)
+    np.testing.assert_array_equal(texture.data, texels)
+    part = texels[7:500, 3:700] if shape[-1] == 4 else texels[:, 7:500, 3:700]
+    await stream.write(part, offset=(9, 11, 0))
+    expected = texels.copy()
+    window = (slice(11, 504), slice(9, 706)) if shape[-1] == 4 else (slice(None), slice(11, 504), slice(9, 706))
+    expected[window] = part
+    np.testing.assert_array_equal(texture.data, expected)
+
+
 async def test_items_that_are_no_whole_words_take_their_neighbours_along(ring: aiostage.StagingRing) -> None:
     buffer = gfx.Buffer(np.arange(1, 61, dtype=np.uint16).reshape(20, 3), usage=wgpu.BufferUsage.COPY_SRC)
     await (await attach(ring, buffer)).write(np.full((2, 3), 500, np.uint16), offset=3)

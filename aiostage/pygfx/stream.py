@@ -10,6 +10,7 @@ take some knowledge of pygfx:
 
 from __future__ import annotations
 
+import os
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar, overload
@@ -20,6 +21,7 @@ import numpy as np
 import pygfx
 import wgpu
 
+from ..budget import MiB
 from ..data.arrays import as_array, is_lazy
 from ..data.formats import numpy_layout
 from ..errors import InvalidCopy, WrongDevice
@@ -37,6 +39,9 @@ _Mark = Callable[[], object]
 
 _AT_ONCE = 64 * 1024
 """Bytes that are copied on the loop: a thread would cost more."""
+
+_MOST_THREADS, _A_THREAD = 4, 2 * MiB
+"""How many copy to the data on the CPU at a time, and how much is worth one."""
 
 _streams: WeakValueDictionary[tuple[int, int], TextureStream | BufferStream] = WeakValueDictionary()
 """By the ids of ring and resource, which live as long as their stream."""
@@ -111,7 +116,7 @@ class _Stream:
             with private.held(resource):
                 try:
                     fence = await send()
-                    await _at_once_or_in_a_thread(array.nbytes, np.copyto, resource.view[where], array)
+                    await _copy(resource.view[where], array)
                 except BaseException:  # which may come when the GPU has it already
                     mark()
                     raise
@@ -223,6 +228,19 @@ class BufferStream(_Stream):
 async def _as_array(data: Any) -> Array:
     """:raises TypeError: it is none."""
     return await run_sync(as_array, data) if is_lazy(data) else as_array(data)
+
+
+async def _copy(to: Array, array: Array) -> None:
+    """`np.copyto`, by threads that share it. They are waited for, whatever cancels the task."""
+    parts = min(_MOST_THREADS, os.cpu_count() or 1, array.nbytes // _A_THREAD)
+    if parts < 2:
+        await _at_once_or_in_a_thread(array.nbytes, np.copyto, to, array)
+        return
+    axis = next(axis for axis, length in enumerate(array.shape) if length > 1)
+    shares = zip(np.array_split(to, parts, axis), np.array_split(array, parts, axis), strict=True)
+    async with anyio.create_task_group() as threads:
+        for share in shares:
+            threads.start_soon(run_now, np.copyto, *share)
 
 
 async def _at_once_or_in_a_thread(nbytes: int, function: Callable[..., T], *arguments: Any) -> T:
