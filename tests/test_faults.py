@@ -13,6 +13,7 @@ import asyncio
 import itertools
 import signal
 import tempfile
+import threading
 from collections.abc import Awaitable, Callable, Coroutine, Generator
 from functools import partial
 from typing import Any, NamedTuple
@@ -585,6 +586,31 @@ async def test_a_ring_that_is_closed_leaves_another_on_the_device_alone(
     await two._tracker.wait_all()
     assert set(target.bytes.tolist()) == {RAW}
     await assert_idle(two)
+
+
+async def test_a_device_that_is_lost_as_buffers_are_created_ends_the_opening(
+    gpu: SimulatedGpu, simulated_ring: OpenRing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The carrier, which the first ring shares, has told of it before it gets the new buffers to map."""
+    first, heard = await simulated_ring(), threading.Event()
+    create = StagingRing._create_buffers
+
+    def create_slowly(ring: StagingRing) -> None:
+        create(ring)
+        gpu.lose()
+        assert heard.wait(20)
+
+    monkeypatch.setattr(StagingRing, "_create_buffers", create_slowly)
+    opening = asyncio.create_task(StagingRing(gpu, 3, 1024).open())
+    copying = asyncio.create_task(first.write_buffer(gpu.buffer(64), 0, bytes(64)))
+    with anyio.fail_after(20):
+        while not first.is_closed:
+            await anyio.sleep(0.001)
+        heard.set()
+        with pytest.raises(aiostage.DeviceLost):
+            await opening
+        await asyncio.wait([copying])
+    assert copying.exception() is None or isinstance(copying.exception(), aiostage.DeviceLost)
 
 
 async def test_a_lost_device_ends_every_ring_on_it(gpu: SimulatedGpu, simulated_ring: OpenRing) -> None:

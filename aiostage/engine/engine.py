@@ -73,6 +73,9 @@ class Counts:
         self.stall_seconds = 0.0
 
 
+_LOST_MEANWHILE = "the device was lost while its ring was opened"
+
+
 class Engine:
     """Buffers, lanes and the line of a ring, and what is done with them.
 
@@ -129,6 +132,8 @@ class Engine:
             self.carrier.add_buffer(buffer, partial(_call_back, back, buffer))
             self.carrier.name_buffer(buffer, self.number)
         self.shelf.show = self.carrier.show_buffer
+        if self.carrier.counts["is_lost"]:  # and told of it, maybe before it had these
+            self.mapped.end(error=DeviceLost(_LOST_MEANWHILE))
 
     def start(self) -> None:
         """They are mapped: work with them."""
@@ -737,7 +742,7 @@ class Engine:
             if len(self.shelf.free) == len(self.shelf.all):
                 self.mapped.end(True)
         elif self.native.is_lost():
-            self.mapped.end(error=DeviceLost("the device was lost while its ring was opened"))
+            self.mapped.end(error=DeviceLost(_LOST_MEANWHILE))
         else:
             self.mapped.end(error=OutOfMemory("the memory of a staging buffer could not be mapped"))
 
