@@ -136,7 +136,8 @@ async def test_streaming_leaves_no_more_objects_than_there_were(open_ring: OpenR
         counts: dict[str, Any] = wgpu.diagnostics.object_counts.get_dict()
         return {name: of["count"] for name, of in counts.items()}
 
-    assert await stream(4) == await stream(100)
+    before, after = await stream(4), await stream(100)
+    assert {name: count for name, count in after.items() if count > before[name]} == {}  # others' may go meanwhile
 
 
 async def test_with_nothing_pending_nobody_polls(open_ring: OpenRing, target: Target) -> None:
