@@ -175,15 +175,21 @@ def text_of(source: Path) -> str:
     return re.sub(r"(Needs: )(pip install(?: '[^']+'| \w+)+)", r"\1`\2`", text)
 
 
+def files_of(example: Example, helpers: list[str], examples: Path) -> list[str]:
+    """The example, and what it imports of `helpers`, which have helpers too."""
+    files = [example.file]
+    for file in files:  # which grows
+        imported = set(re.findall(r"^(?:import|from) (\w+)", (examples / file).read_text(), re.MULTILINE))
+        files += [helper for helper in helpers if Path(helper).stem in imported and helper not in files]
+    return files
+
+
 def page(example: Example, result: Result, helpers: list[str], examples: Path) -> str:
     """With the sources of the example and of what it imports of `helpers`."""
     source = examples / example.file
     settings = "".join(f"{name}={value} " for name, value in example.environment.items())
     command = f"{settings}python examples/{example.file} {example.options}".rstrip()
-    files = [example.file]
-    for file in files:  # which grows: helpers have helpers
-        imported = set(re.findall(r"^(?:import|from) (\w+)", (examples / file).read_text(), re.MULTILINE))
-        files += [helper for helper in helpers if Path(helper).stem in imported and helper not in files]
+    files = files_of(example, helpers, examples)
     shown = PAGE.format(**{**asdict(example), **asdict(result)}, text=text_of(source), command=command)
     return shown + "".join(SOURCE.format(file=file) for file in files)
 

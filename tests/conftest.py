@@ -13,14 +13,16 @@ import os
 import signal
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any
 
+import anyio
 import pytest
 import wgpu
 from held import HeldCopies
 from held import held as held
-from simulated import SimulatedGpu
+from misuse_cases import LOOPS
+from simulated import SimulatedGpu, turns
 
 import aiostage
 
@@ -219,3 +221,24 @@ def always_shared(monkeypatch: pytest.MonkeyPatch) -> None:
 def never_shared(monkeypatch: pytest.MonkeyPatch) -> None:
     """An allocation prefers a free staging buffer to one that holds an open allocation, however young."""
     monkeypatch.setattr("aiostage.engine.buffer.PATIENCE", -1.0)
+
+
+@pytest.fixture(params=LOOPS)
+def run(request: pytest.FixtureRequest) -> Callable[[Callable[[], Awaitable[None]]], None]:
+    """Runs a coroutine function on each loop to its end, in a minute, and sees that it leaves no task behind."""
+
+    def run(scenario: Callable[[], Awaitable[None]]) -> None:
+        async def in_time() -> None:
+            with anyio.fail_after(60):
+                await scenario()
+            if LOOPS[request.param]["backend"] == "asyncio":
+                await turns()
+                assert asyncio.all_tasks() == {asyncio.current_task()}
+            for thread in threading.enumerate():
+                if thread.name == "aiostage thread":  # has told that it is over, and ends
+                    thread.join(5)
+                    assert not thread.is_alive()
+
+        anyio.run(in_time, **LOOPS[request.param])
+
+    return run

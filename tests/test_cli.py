@@ -146,7 +146,9 @@ def test_without_an_adapter_there_is_one_line_and_status_2(command: list[str]) -
     assert len(refused.stderr.splitlines()) == 1, refused.stderr
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="a pipe without a reader is another error there")
+@pytest.mark.skipif(
+    sys.platform == "win32", reason="a pipe without a reader is another error on Windows: runs on any other system"
+)
 @pytest.mark.parametrize("unbuffered", ["", "1"], ids=["at its end", "at once"])
 @pytest.mark.parametrize(
     "command",
@@ -177,7 +179,10 @@ def test_who_reads_no_further_ends_it_without_a_word(command: list[str], unbuffe
         assert ended.returncode == 141
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="its shells cannot start a program without an output")
+@pytest.mark.skipif(
+    sys.platform == "win32",
+    reason="shells of Windows cannot start a program without an output: runs on any other system",
+)
 @pytest.mark.parametrize(
     "command", [[*CLI, "info"], [*CLI, "demo", "--frames", "2", "--output", "{tmp}"]], ids=" ".join
 )

@@ -122,7 +122,9 @@ def test_an_image_that_turns_out_broken_while_streaming_ends_the_demo_in_one_lin
     assert len(run.stderr.splitlines()) == 1
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT for another process")
+@pytest.mark.skipif(
+    sys.platform == "win32", reason="Windows has no SIGINT for another process: runs on any other system"
+)
 def test_ctrl_c_ends_cleanly_with_the_statistics_so_far(tmp_path: Path) -> None:
     command = [sys.executable, "examples/staging_ring_demo.py", "--frames", "100000", "--output", str(tmp_path)]
     # A shell starts background jobs with SIGINT ignored, and its children inherit that.
@@ -148,7 +150,7 @@ def test_ctrl_c_ends_cleanly_with_the_statistics_so_far(tmp_path: Path) -> None:
         assert f"\n{word}" in said
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal: runs on any system but Windows")
 def test_a_terminal_gets_the_live_display_instead_of_lines(tmp_path: Path) -> None:
     reader, writer = os.openpty()
     command = [sys.executable, "examples/staging_ring_demo.py", "--frames", "6", "--output", str(tmp_path)]

@@ -71,8 +71,9 @@ def test_an_example_has_the_options_that_the_gallery_gives_it(example: Any) -> N
     if example.file == "staging_ring_demo.py":
         commands.parse(["demo", *shlex.split(example.options)])
         return
-    tree = ast.parse((gallery.EXAMPLES / example.file).read_text())
-    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    files = gallery.files_of(example, HELPERS, gallery.EXAMPLES)
+    trees = [ast.parse((gallery.EXAMPLES / file).read_text()) for file in files]
+    calls = [node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Call)]
     added = [call for call in calls if isinstance(call.func, ast.Attribute) and call.func.attr == "add_argument"]
     known = {word.value for call in added for word in call.args if isinstance(word, ast.Constant)}
     assert set(given) <= known

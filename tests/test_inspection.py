@@ -206,7 +206,9 @@ def test_what_is_no_texture_file_gets_its_line_and_status_1(folder: Path, option
         assert errors[3:-1] == system
 
 
-@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read everything")
+@pytest.mark.skipif(
+    not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read everything: runs as any other user"
+)
 def test_a_file_that_may_not_be_read(folder: Path) -> None:
     (folder / "bc7.ktx2").chmod(0)
     done = run("inspect", str(folder / "bc7.ktx2"))
@@ -249,7 +251,9 @@ def test_what_a_file_says_moves_no_cursor(folder: Path) -> None:
     assert "orientation \\x1b[2Jrd" in done.stdout
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="a pipe without a reader is another error there")
+@pytest.mark.skipif(
+    sys.platform == "win32", reason="a pipe without a reader is another error on Windows: runs on any other system"
+)
 @pytest.mark.parametrize("options", [[], ["--json"]], ids=str)
 def test_who_reads_no_further_ends_it_without_a_word(folder: Path, options: list[str]) -> None:
     reader, writer = os.pipe()
@@ -259,7 +263,10 @@ def test_who_reads_no_further_ends_it_without_a_word(folder: Path, options: list
     assert (ended.returncode, ended.stderr) == (141, "")
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="its shells cannot start a program without an output")
+@pytest.mark.skipif(
+    sys.platform == "win32",
+    reason="shells of Windows cannot start a program without an output: runs on any other system",
+)
 def test_a_closed_output_is_no_error(folder: Path) -> None:
     ended = python(*CLI, "inspect", str(folder / "bc7.ktx2"), preexec_fn=lambda: os.close(1))
     assert (ended.returncode, ended.stderr) == (0, "")

@@ -15,28 +15,13 @@ from typing import Any
 import anyio
 import pytest
 import wgpu
-from misuse_cases import LOOPS
 from simulated import SimulatedGpu, until
 
 import aiostage
 from aiostage import StagingRing
 from aiostage.loop import LoopPort
 
-Run = Callable[[Callable[[], Awaitable[None]]], None]
-
-
-@pytest.fixture(params=LOOPS)
-def run(request: pytest.FixtureRequest) -> Run:
-    """Runs a coroutine function to its end, in a minute."""
-
-    def run(scenario: Callable[[], Awaitable[None]]) -> None:
-        async def in_time() -> None:
-            with anyio.fail_after(60):
-                await scenario()
-
-        anyio.run(in_time, **LOOPS[request.param])
-
-    return run
+Run = Callable[[Callable[[], Awaitable[None]]], None]  # conftest.py's fixture
 
 
 async def test_this_suite_runs_on_the_loop_that_was_asked_for() -> None:

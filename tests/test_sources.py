@@ -186,7 +186,9 @@ async def test_a_float_of_eight_bits_is_taken_as_its_bits(open_ring: OpenRing, t
 async def test_numpys_own_extension_types_are_taken_as_their_bits(
     device: wgpu.GPUDevice, open_ring: OpenRing, target: Target
 ) -> None:
-    ml_dtypes = pytest.importorskip("ml_dtypes", reason="ml_dtypes has numpy's bfloat16")
+    ml_dtypes = pytest.importorskip(
+        "ml_dtypes", reason="ml_dtypes, which has numpy's bfloat16, is not installed: pip install ml_dtypes"
+    )
     ring = await open_ring(inline_size=0)
     array, buffer = RNG.random((64, 16)).astype(ml_dtypes.bfloat16), target(2048)
     for data in (array, array.T):
@@ -198,7 +200,9 @@ async def test_numpys_own_extension_types_are_taken_as_their_bits(
 
 @pytest.mark.blocks_loop("it imports torch")
 async def test_pytorch_tensors_arrive(open_ring: OpenRing, target: Target) -> None:
-    torch = pytest.importorskip("torch", reason="PyTorch (torch) is large, and not installed with the others")
+    torch = pytest.importorskip(
+        "torch", reason="PyTorch is large, and not installed with the others: pip install torch"
+    )
     ring, buffer = await open_ring(), target(96)
     tensor = torch.arange(24, dtype=torch.float32).reshape(4, 6)
     for data in (tensor, tensor.T, tensor.clone().requires_grad_()):
@@ -479,14 +483,16 @@ def stored(kind: str, array: np.ndarray, folder: Path) -> Any:
     """The same array in somebody else's hands, in chunks of 16."""
     chunks = tuple(min(16, n) for n in array.shape)
     if kind == "dask":
-        return pytest.importorskip("dask.array", reason="dask is not installed").from_array(array, chunks=chunks)
+        return pytest.importorskip("dask.array", reason="dask is not installed: pip install 'dask[array]'").from_array(
+            array, chunks=chunks
+        )
     if kind.startswith("zarr"):
-        zarr = pytest.importorskip("zarr", reason="zarr is not installed")
+        zarr = pytest.importorskip("zarr", reason="zarr is not installed: pip install zarr")
         return zarr.create_array(folder / kind, data=array, chunks=chunks, zarr_format=int(kind[-1]))
     if kind == "h5py":
-        h5py = pytest.importorskip("h5py", reason="h5py is not installed")
+        h5py = pytest.importorskip("h5py", reason="h5py is not installed: pip install h5py")
         return h5py.File(folder / "file.h5", "w").create_dataset("data", data=array, chunks=chunks)
-    xarray = pytest.importorskip("xarray", reason="xarray is not installed")
+    xarray = pytest.importorskip("xarray", reason="xarray is not installed: pip install xarray")
     if kind == "xarray":
         return xarray.DataArray(array)
     pytest.importorskip("dask.array", reason="dask is not installed, and xarray's own arrays are in memory")
@@ -543,7 +549,7 @@ PLANES = {
 
 @pytest.mark.parametrize("format", PLANES)
 def test_a_plane_of_a_video_frame_is_its_memory(format: str) -> None:
-    av = pytest.importorskip("av", reason="PyAV (av) is not installed")
+    av = pytest.importorskip("av", reason="PyAV is not installed: pip install av")
     frame, (shapes, dtype) = av.VideoFrame(50, 38, format), PLANES[format]
     for index, shape in enumerate(shapes):
         memory = np.frombuffer(frame.planes[index], np.uint8)
@@ -561,7 +567,7 @@ def test_a_plane_of_a_video_frame_is_its_memory(format: str) -> None:
 
 @pytest.mark.blocks_loop("it imports PyAV")
 async def test_planes_arrive_as_textures(device: wgpu.GPUDevice, open_ring: OpenRing) -> None:
-    av = pytest.importorskip("av", reason="PyAV (av) is not installed")
+    av = pytest.importorskip("av", reason="PyAV is not installed: pip install av")
     ring, image = await open_ring(), RNG.integers(0, 255, (38, 50, 3), np.uint8)
     frame = av.VideoFrame.from_ndarray(image, "rgb24").reformat(format="nv12")
     for index, (format, size) in enumerate([("r8unorm", (50, 38, 1)), ("rg8unorm", (25, 19, 1))]):
@@ -577,7 +583,7 @@ async def test_planes_arrive_as_textures(device: wgpu.GPUDevice, open_ring: Open
 
 @pytest.mark.parametrize(("format", "index", "gives"), [("monow", 0, "whole bytes"), ("pal8", 1, "palette")])
 def test_what_is_no_array_of_pixels_is_refused(format: str, index: int, gives: str) -> None:
-    av = pytest.importorskip("av", reason="PyAV (av) is not installed")
+    av = pytest.importorskip("av", reason="PyAV is not installed: pip install av")
     with pytest.raises(ValueError, match=rf"{gives}.*reformat"):
         sources.plane(av.VideoFrame(50, 38, format), index)
 
@@ -613,7 +619,7 @@ def make_pyramid(
     **more: Any,
 ) -> tuple[Any, list[np.ndarray]]:
     """A group with an image of random voxels, and its levels."""
-    zarr = pytest.importorskip("zarr", reason="zarr is not installed")
+    zarr = pytest.importorskip("zarr", reason="zarr is not installed: pip install zarr")
     group = zarr.open_group(store, mode="w", zarr_format=3 if version == "0.5" else 2)
     array = RNG.integers(1, 250, shape, np.uint8)
     arrays = []
@@ -835,7 +841,7 @@ async def test_metadata_that_lie_get_one_error_that_names_the_item(tmp_path: Pat
 
 @pytest.fixture
 def example() -> Any:
-    pytest.importorskip("zarr", reason="zarr is not installed")
+    pytest.importorskip("zarr", reason="zarr is not installed: pip install zarr")
     path = Path(__file__).parent.parent / "examples" / "zarr_volume.py"
     spec = importlib.util.spec_from_file_location("zarr_volume", path)
     assert spec is not None
@@ -890,7 +896,7 @@ def test_each_row_of_the_page_has_a_test() -> None:
 async def test_what_the_page_does_with_other_libraries_runs(
     device: wgpu.GPUDevice, open_ring: OpenRing, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    av = pytest.importorskip("av", reason="PyAV (av) is not installed")
+    av = pytest.importorskip("av", reason="PyAV is not installed: pip install av")
     make_pyramid(tmp_path / "volume.zarr")
     monkeypatch.chdir(tmp_path)
     names = {

@@ -16,7 +16,6 @@ import wgpu
 from anyio.lowlevel import checkpoint
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from misuse_cases import LOOPS
 from simulated import SimulatedGpu, turns, until
 
 import aiostage
@@ -24,25 +23,7 @@ from aiostage import StagingRing
 from aiostage.streams import Progress, Upload, UploadQueue, feed, show
 from aiostage.streams.line import Line, Waiting, next_of, take_of
 
-Run = Callable[[Callable[[], Awaitable[None]]], None]
-
-
-@pytest.fixture(params=LOOPS)
-def run(request: pytest.FixtureRequest) -> Run:
-    """Runs a coroutine function to its end, in a minute, and sees that it leaves no task behind."""
-
-    def run(scenario: Callable[[], Awaitable[None]]) -> None:
-        async def in_time() -> None:
-            with anyio.fail_after(60):
-                await scenario()
-            if LOOPS[request.param]["backend"] == "asyncio":
-                await turns()
-                assert asyncio.all_tasks() == {asyncio.current_task()}
-            assert not [thread for thread in threading.enumerate() if thread.name == "aiostage thread"]
-
-        anyio.run(in_time, **LOOPS[request.param])
-
-    return run
+Run = Callable[[Callable[[], Awaitable[None]]], None]  # conftest.py's fixture
 
 
 @pytest.fixture

@@ -293,7 +293,7 @@ async def test_gpu_time_is_there_where_the_device_has_timestamps_and_else_the_tr
 ) -> None:
     wanted = {"timestamp-query", "timestamp-query-inside-encoders"}
     if not wanted <= set(adapter.features):
-        pytest.skip("the adapter has no timestamps between commands")
+        pytest.skip("needs an adapter with timestamp-query and timestamp-query-inside-encoders, as llvmpipe")
     timed = await asyncio.to_thread(adapter.request_device_sync, required_features=sorted(wanted))
     buffer = timed.create_buffer(size=LARGE, usage=wgpu.BufferUsage.COPY_DST | wgpu.BufferUsage.COPY_SRC)
     data = np.random.default_rng(1).integers(0, 255, LARGE, np.uint8)
@@ -442,7 +442,7 @@ def test_where_no_file_can_be_made_it_is_an_oserror_and_nothing_is_traced(tmp_pa
     native.trace_end()
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="/dev/full is Linux's")
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full: runs on Linux")
 async def test_a_full_disk_is_reported_once_and_the_program_goes_on(caplog: pytest.LogCaptureFixture) -> None:
     gpu = SimulatedGpu(free_running=True)
     with tracing.trace("/dev/full") as trace:
@@ -458,7 +458,7 @@ async def test_a_full_disk_is_reported_once_and_the_program_goes_on(caplog: pyte
     assert "/dev/full" in record.getMessage()
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="needs a named pipe")
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a named pipe: runs on any system but Windows")
 def test_memory_is_bounded_and_what_finds_no_room_is_counted(tmp_path: Path) -> None:
     """The reader of a pipe takes its time: nobody waits for it."""
     path = tmp_path / "pipe"
@@ -527,7 +527,7 @@ with tracing.trace({path!r}) as trace:
 """
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGKILL")
+@pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL: runs on any system but Windows")
 def test_the_trace_of_a_killed_program_loads(path: Path) -> None:
     program = KILLED.format(tests=str(ROOT / "tests"), path=str(path))
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, cwd=ROOT)
@@ -555,7 +555,7 @@ def test_a_trace_that_was_cut_off_anywhere_loads_as_far_as_it_goes(path: Path, t
     assert len(events) >= len(whole) - 1
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork: runs on any system but Windows")
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_a_forked_child_writes_nothing_to_its_parents_file(path: Path) -> None:
     with tracing.trace(path):
