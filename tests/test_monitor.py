@@ -24,6 +24,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import anyio
@@ -871,6 +872,32 @@ def test_a_program_of_another_schema_is_refused(folder: Path, monkeypatch: pytes
     monkeypatch.setattr(server, "SCHEMA", 2)
     with pytest.raises(UsageError, match="speaks schema 2, and this is 1"):
         reading.Program(monitoring.serve())
+
+
+@pytest.mark.parametrize("once", [False, True])
+def test_a_name_and_a_last_word_steer_no_terminal(
+    once: bool, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(server, "_program", lambda: {"pid": os.getpid(), "program": "evil\x1b[2J", "aiostage": "0"})
+    program = reading.Program(monitoring.serve())
+    ending = threading.Timer(0.5, monitoring.stop)
+    ending.start()
+    app._draw_once(program) if once else print(app._show(program, None))
+    ending.join()
+    program.close()
+    shown = capsys.readouterr().out
+    assert r"evil\x1b[2J" in shown
+    assert "\x1b" not in shown
+
+
+def test_an_end_and_a_list_steer_no_terminal(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    line = reading.Line("", {"kind": "end", "reason": "evil\x1b[2J"})
+    program: Any = SimpleNamespace(lines=lambda pause: iter([line]), pid=1)
+    watch = app._Watch(program, 1.0)
+    assert list(watch) == []
+    assert watch.ended == r"evil\x1b[2J"
+    monkeypatch.setattr(server, "_program", lambda: {"pid": 1, "program": "evil\x1b[2J", "aiostage": "0"})
+    assert reading._name_at(monitoring.serve()) == r"evil\x1b[2J"
 
 
 # -- the picture --

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from itertools import islice
 from typing import TYPE_CHECKING
 
+from ..printing import printable
 from ..status import UsageError
 from .history import History
 from .reading import Program, is_running, open_program
@@ -152,7 +153,7 @@ class _Watch:
                 continue
             heard_at = now
             if line.said["kind"] == "end":
-                self.ended = str(line.said.get("reason"))
+                self.ended = printable(str(line.said.get("reason")))
                 return
             self.history.add(line.said)
             samples += 1

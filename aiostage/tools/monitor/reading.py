@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from ...errors import CannotServe
 from ...monitoring import sockets
 from ...monitoring.samples import SCHEMA
+from ..printing import printable
 from ..status import UsageError
 
 _PATIENCE = 3.0
@@ -55,7 +56,8 @@ class Program:
 
     @property
     def name(self) -> str:
-        return str(self.hello.said.get("program"))
+        """Nothing in it may steer the terminal."""
+        return printable(str(self.hello.said.get("program")))
 
     @property
     def pid(self) -> int:
@@ -111,7 +113,7 @@ def _name_at(path: Path) -> str:
     try:
         program = Program(path)
     except (OSError, ValueError, UsageError) as error:
-        return f"({error})"
+        return printable(f"({error})")
     program.close()
     return program.name
 
