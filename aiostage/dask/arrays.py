@@ -16,6 +16,7 @@ from distributed import get_worker
 from distributed.protocol import dask_deserialize, dask_serialize
 
 from ..budget import MemoryBudget
+from ..data.formats import padded_row
 from ..errors import StagingError
 from ..ring import StagingRing
 from ..threads import run_sync
@@ -245,7 +246,7 @@ async def _fetch_texture(gpu: GpuWorker, array: GpuArray) -> Array:
     source = array.texture
     width, height, depth = source.size
     row = array.nbytes // (height * depth)
-    padded = -(-row // 256) * 256
+    padded = padded_row(row)
     encoder = gpu.device.create_command_encoder()
     target = await _readable(gpu, padded * height * depth)
     layout = {"buffer": target, "bytes_per_row": padded, "rows_per_image": height}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,7 +10,7 @@ import numpy.typing as npt
 
 from ..errors import InvalidCopy
 from .exchange import BITS, from_dlpack
-from .files import Stored, place_of
+from .files import Stored, packed, place_of
 from .formats import TexelBlock, numpy_layout
 
 Array = npt.NDArray[Any]
@@ -174,8 +173,7 @@ def _byte_runs(array: Array, start: int, nbytes: int) -> list[Run]:
     whole = (nbytes - done) // row
     if whole:
         block = array[first : first + whole]
-        steps = tuple(array.itemsize * math.prod(block.shape[axis + 1 :]) for axis in range(block.ndim))
-        runs.append(Run(_opaque(block), done, steps, 0))
+        runs.append(Run(_opaque(block), done, packed(block.shape, array.itemsize), 0))
         done += whole * row
     if done < nbytes:
         rest = _byte_runs(_row(array, first + whole), 0, nbytes - done)

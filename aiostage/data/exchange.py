@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import ctypes
-import math
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from .files import packed
 
 BITS = np.dtype(np.uint16, metadata={"of": "bfloat16"})
 """Of values that are no float16 either, whatever their size."""
@@ -122,7 +123,7 @@ def _bits(capsule: Any, tensor: Any, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
     shape = tuple(tensor.shape[: tensor.ndim])
     if 0 in shape:
         return np.empty(shape, dtype)
-    steps = tensor.strides[: tensor.ndim] if tensor.strides else _packed(shape)
+    steps = tensor.strides[: tensor.ndim] if tensor.strides else packed(shape, 1)
     interface = {
         "version": 3,
         "typestr": dtype.str,
@@ -132,10 +133,6 @@ def _bits(capsule: Any, tensor: Any, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
     }
     array: npt.NDArray[Any] = np.asarray(_Memory(capsule, interface))
     return array.view(dtype)
-
-
-def _packed(shape: tuple[int, ...]) -> list[int]:
-    return [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
 
 
 def _tensor_of(capsule: Any) -> Any:

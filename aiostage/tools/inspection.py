@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import shutil
-import sys
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
-
-import aiostage
 
 from ..budget import size_text
 from ..data.formats import required_feature, texel_block
@@ -19,7 +15,7 @@ from ..textures import TextureInfo
 from ..textures.stream import check_fits, open_source
 from ..textures.unpack import check_unpackable
 from .demo.gpu import describe, find_adapter
-from .printing import printable, valid
+from .printing import on_terminal, print_document, printable, valid
 from .status import UsageError
 
 SCHEMA = "aiostage.inspect/1"
@@ -45,9 +41,9 @@ def run(paths: Sequence[str], *, as_json: bool, srgb: bool | None, expand: bool)
     reports = (look(path, adapter, srgb, expand) for path in paths)
     if as_json:
         done = list(reports)
-        print(json.dumps(as_document(done, adapter, srgb, expand), indent=2))
+        print_document(SCHEMA, document_fields(done, adapter, srgb, expand))
         return not any(report.error for report in done)
-    width = shutil.get_terminal_size().columns if sys.stdout is not None and sys.stdout.isatty() else None
+    width = shutil.get_terminal_size().columns if on_terminal() else None
     print_line("adapter", describe(adapter) if adapter else "none: what a device could do is not known", width)
     all_load = True
     for report in reports:
@@ -165,10 +161,8 @@ def print_line(name: str, text: str, width: int | None) -> None:
 # -- for programs --
 
 
-def as_document(reports: Iterable[Report], adapter: Any, srgb: bool | None, expand: bool) -> dict[str, Any]:
+def document_fields(reports: Iterable[Report], adapter: Any, srgb: bool | None, expand: bool) -> dict[str, Any]:
     return {
-        "schema": SCHEMA,
-        "aiostage": aiostage.__version__,
         "adapter": adapter and describe(adapter),
         "options": {"srgb": srgb, "expand": expand},
         "files": [file_document(report, adapter) for report in reports],

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from anyio.lowlevel import checkpoint
 
-from ...data.formats import numpy_layout
+from ...data.formats import numpy_layout, padded_row
 from ...errors import InvalidSource
 from ...fences import Fence
 from ...ring import StagingRing
@@ -113,7 +113,7 @@ class Chunk:
         place: TextureDestination = {"origin": self.origin, **destination}
         layout = numpy_layout(destination["texture"].format)
         is_alike = layout is not None and layout[1] == 1 and layout[0] == self.dtype.newbyteorder("=")
-        row = -(-self.size[0] * self.dtype.itemsize // 256) * 256
+        row = padded_row(self.size[0] * self.dtype.itemsize)
         if not is_alike or row * math.prod(self.size[1:]) > ring.buffer_size:
             return await ring.write_texture(place, await self.load())
         with await ring.allocate_texture(self.size, destination["texture"].format) as slot:

@@ -15,6 +15,7 @@ from PIL import Image
 
 from aiostage import tracing
 
+from ...budget import size_text
 from ..printing import print_document, valid
 from ..status import UsageError, first_cause
 from ..tracer import VIEWER
@@ -182,8 +183,8 @@ class Demo:
     def _write_timeline(self) -> None:
         stats = self.observed.latest
         title = (
-            f"{self.progress.uploads} tiles, {report.mib(self.progress.bytes)}, through "
-            f"{stats.ring_count} staging buffer{'s' * (stats.ring_count > 1)} of {report.mib(stats.buffer_size)}"
+            f"{self.progress.uploads} tiles, {size_text(self.progress.bytes)}, through "
+            f"{stats.ring_count} staging buffer{'s' * (stats.ring_count > 1)} of {size_text(stats.buffer_size)}"
         )
         subtitle = (
             f"{self.coroutines} coroutines, {stats.buffer_stalls} stalls, {self.progress.frames} frames drawn "
@@ -197,7 +198,7 @@ class Demo:
         if self.options.as_json:
             self._print_document(len(wrong))
             return 1 if wrong else 0
-        total = f"{self.progress.tiles} tiles, {report.mib(self.progress.tiles * TILE_BYTES)}"
+        total = f"{self.progress.tiles} tiles, {size_text(self.progress.tiles * TILE_BYTES)}"
         if wrong:
             where = ", ".join(f"{self.photos[tile.photo].path.name} at {tile.x},{tile.y}" for tile in wrong[:3])
             print(f"DIFFERENT {len(wrong)} of {total} do not read back as sent: {where}{' …' * (len(wrong) > 3)}")

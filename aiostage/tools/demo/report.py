@@ -14,8 +14,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-import aiostage
-
+from ...budget import size_text
 from ..printing import may_escape, open_console
 from .observe import Observer, Sample
 from .stream import LEVELS, Progress
@@ -24,12 +23,6 @@ COLOURS = {"available": "bright_black", "in_use": "dodger_blue1", "fenced": "ora
 HISTORY = 48  # cells
 RECENT_LAGS = 200  # one second's
 LINE_SECONDS = 1.0
-MIB = aiostage.MiB
-
-
-def mib(size: float) -> str:
-    number, unit = (size / MIB, "MiB") if size >= MIB else (size / 1024, "KiB")
-    return f"{number:.1f}".removesuffix(".0") + f" {unit}"
 
 
 def ms(seconds: float) -> str:
@@ -89,7 +82,7 @@ class Reporter:
             f"{self._current_rate()}    {stats.buffer_stalls} stalls, {stats.waiters} waiting    "
             f"loop lag p50 {ms(observer.lag(50, RECENT_LAGS))}, p99 {ms(observer.lag(99, RECENT_LAGS))}"
         )
-        title = f"aiostage  {stats.ring_count} × {mib(stats.buffer_size)}"
+        title = f"aiostage  {stats.ring_count} × {size_text(stats.buffer_size)}"
         return Panel(Group(table, Text(figures)), title=title, title_align="left", expand=False)
 
 
@@ -134,9 +127,9 @@ def print_statistics(observer: Observer, progress: Progress, coroutines: int) ->
     """The run in figures."""
     run = figures(observer, progress, coroutines)
     ring, seconds, stalls, fences, lag = (run[name] for name in ("ring", "seconds", "stalls", "fences", "loop_lag"))
-    memory = f"{ring['ring_count']} × {mib(ring['buffer_size'])} of staging memory"
+    memory = f"{ring['ring_count']} × {size_text(ring['buffer_size'])} of staging memory"
     rows = {
-        "uploads": f"{run['uploads']} tiles, {mib(run['nbytes'])}, by {coroutines} coroutines through {memory}",
+        "uploads": f"{run['uploads']} tiles, {size_text(run['nbytes'])}, by {coroutines} coroutines through {memory}",
         "rate": f"{run['nbytes'] / seconds / 1e6:.1f} MB/s over {seconds:.2f} s",
         "frames": f"{run['frames']} drawn, {run['frames'] / seconds:.1f} per second",
         "stalls": f"{stalls['waited']} suspensions of an allocation, {stalls['seconds']:.2f} s together",
